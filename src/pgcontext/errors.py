@@ -1,0 +1,198 @@
+"""The exceptions of pgcontext and how a failure of the database becomes one of them.
+
+    ContextStoreError
+    ├── ConfigError                  the settings or the URL are not usable
+    ├── InvalidInputError            an argument is not acceptable; no SQL was sent
+    │   ├── LimitExceededError       ... because it is larger than a bound in `limits`
+    │   └── DimensionMismatchError   ... because an embedding has another length
+    ├── ContextNotFoundError
+    ├── MessageNotFoundError
+    ├── VersionConflictError         compare-and-set lost; carries `expected` and `actual`
+    ├── IdempotencyConflictError     the key was used for other messages
+    ├── SchemaMismatchError          the database is not migrated, or is newer than this code
+    ├── PoolTimeoutError             no connection became free in time
+    └── UnavailableError             the database could not be reached or gave up
+
+No message carries a password, a URL with one, message content or another tenant's existence.
+"""
+
+from typing import Any, ClassVar, Final
+from uuid import UUID
+
+
+class ContextStoreError(Exception):
+    """Base of everything pgcontext raises.
+
+    Attributes:
+        retryable: whether the same call may succeed later without any change.
+        sqlstate: the five-character code of the database, where it was the one that refused.
+    """
+
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message)
+        self.sqlstate = sqlstate
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by attributes, so that subclasses may have any constructor."""
+        return _rebuild, (type(self), self.args, self.__dict__.copy())
+
+
+def _rebuild(
+    kind: type[ContextStoreError], args: tuple[Any, ...], state: dict[str, Any]
+) -> ContextStoreError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    error.__dict__.update(state)
+    return error
+
+
+class ConfigError(ContextStoreError):
+    """The settings or the database URL cannot be used; raised without any I/O where possible."""
+
+
+class InvalidInputError(ContextStoreError, ValueError):
+    """An argument is not acceptable. Nothing was written."""
+
+
+class LimitExceededError(InvalidInputError):
+    """An argument, or what it asks for, is larger than a bound in `pgcontext.limits`."""
+
+
+class DimensionMismatchError(InvalidInputError):
+    """An embedding has another number of dimensions than the database's column."""
+
+
+class ContextNotFoundError(ContextStoreError, LookupError):
+    """No such context for this tenant, or it is soft-deleted."""
+
+    def __init__(self, context_id: UUID, *, sqlstate: str | None = None) -> None:
+        super().__init__(f"Context {context_id} was not found.", sqlstate=sqlstate)
+        self.context_id = context_id
+
+
+class MessageNotFoundError(ContextStoreError, LookupError):
+    """The context's view has no message with one of these versions. Nothing was changed."""
+
+    def __init__(self, context_id: UUID, versions: tuple[int, ...]) -> None:
+        shown = ", ".join(map(str, versions[:10])) + (", …" if len(versions) > 10 else "")  # noqa: PLR2004
+        super().__init__(f"Context {context_id} shows no message with version {shown}.")
+        self.context_id = context_id
+        self.versions = versions
+
+
+class VersionConflictError(ContextStoreError):
+    """The context is not at the version the caller expected. Nothing was written.
+
+    Attributes:
+        expected: the version the caller named.
+        actual: the context's `latest_version` when the call was refused.
+    """
+
+    def __init__(self, expected: int, actual: int) -> None:
+        super().__init__(
+            f"The context is at version {actual}, not at the expected {expected}; "
+            "read what is new and decide again."
+        )
+        self.expected = expected
+        self.actual = actual
+
+
+class IdempotencyConflictError(ContextStoreError):
+    """The idempotency key was used in this context for other messages. Nothing was written."""
+
+
+class SchemaMismatchError(ContextStoreError):
+    """The database is not migrated to what this code needs, or is newer."""
+
+
+class PoolTimeoutError(ContextStoreError, TimeoutError):
+    """No connection of the pool became free in time. Nothing was sent."""
+
+    retryable = True
+
+
+class UnavailableError(ContextStoreError, ConnectionError):
+    """The database could not be reached, or gave up, also after bounded retries."""
+
+    retryable = True
+
+
+UNIQUE_VIOLATION: Final = "23505"
+
+# Failures that pass by themselves: the statement is safe to send again, since it either did not
+# happen or is recognised by ids that were chosen before the first try.
+# Source: PostgreSQL documentation, appendix A.
+RETRYABLE_SQLSTATES: Final = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "53300",  # too_many_connections
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled (a statement timeout)
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "57P05",  # idle_session_timeout
+        "25006",  # read_only_sql_transaction: a failover is under way
+    }
+)
+RETRYABLE_SQLSTATE_CLASSES: Final = frozenset({"08"})  # connection_exception
+
+SCHEMA_SQLSTATES: Final = frozenset(
+    {
+        "3F000",  # invalid_schema_name
+        "42P01",  # undefined_table
+        "42703",  # undefined_column
+        "42704",  # undefined_object: the `vector` type
+        "42883",  # undefined_function
+    }
+)
+PRIVILEGE_SQLSTATE: Final = "42501"
+AUTHENTICATION_SQLSTATE_CLASS: Final = "28"
+NO_DATABASE_SQLSTATE: Final = "3D000"
+
+
+def is_retryable_sqlstate(sqlstate: str) -> bool:
+    """Tell whether the failure with this SQLSTATE passes by itself."""
+    return sqlstate in RETRYABLE_SQLSTATES or sqlstate[:2] in RETRYABLE_SQLSTATE_CLASSES
+
+
+def from_sqlstate(sqlstate: str) -> ContextStoreError:
+    """Make the exception a caller gets for a refusal by the database.
+
+    The server's own text is left out on purpose: it may quote values, and it is translated.
+    """
+    if is_retryable_sqlstate(sqlstate):
+        return UnavailableError(
+            f"The database gave up on the statement (SQLSTATE {sqlstate}), also after retries; "
+            "try again later.",
+            sqlstate=sqlstate,
+        )
+    if sqlstate in SCHEMA_SQLSTATES:
+        return SchemaMismatchError(
+            f"The database does not have the schema this version needs (SQLSTATE {sqlstate}); "
+            "run: pgcontext db migrate",
+            sqlstate=sqlstate,
+        )
+    if sqlstate == PRIVILEGE_SQLSTATE:
+        return ConfigError(
+            "The database role may not use pgcontext's tables (SQLSTATE 42501); grant it SELECT, "
+            "INSERT, UPDATE and DELETE on them, or connect as their owner.",
+            sqlstate=sqlstate,
+        )
+    if sqlstate[:2] == AUTHENTICATION_SQLSTATE_CLASS:
+        return ConfigError(
+            f"The database refused the user name or password (SQLSTATE {sqlstate}); "
+            "check DATABASE_URL.",
+            sqlstate=sqlstate,
+        )
+    if sqlstate == NO_DATABASE_SQLSTATE:
+        return ConfigError(
+            "The database that DATABASE_URL names does not exist (SQLSTATE 3D000).",
+            sqlstate=sqlstate,
+        )
+    return ContextStoreError(
+        f"The database refused the statement (SQLSTATE {sqlstate}).", sqlstate=sqlstate
+    )

@@ -1,0 +1,57 @@
+"""Every bound of pgcontext, in one place, with its unit at the end of the name.
+
+A value above a bound is refused with `LimitExceededError`; nothing is ever clamped in silence.
+"""
+
+from typing import Final
+
+SCHEMA_REVISION: Final = "0001"
+"""The Alembic revision this version of the code is written against (the head of migrations/)."""
+
+# What a caller may hand in.
+MESSAGES_PER_APPEND_MAX: Final = 1_000
+CONTENT_BYTES_MAX: Final = 8 * 1024 * 1024
+PAYLOAD_BYTES_MAX: Final = 8 * 1024 * 1024
+PAYLOAD_DEPTH_MAX: Final = 64
+METADATA_BYTES_MAX: Final = 64 * 1024
+NAME_CHARS_MAX: Final = 1_024
+MODEL_CHARS_MAX: Final = 256
+CALL_ID_CHARS_MAX: Final = 1_024
+IDEMPOTENCY_KEY_CHARS_MAX: Final = 512
+QUERY_CHARS_MAX: Final = 32_768
+TOKEN_COUNT_MAX: Final = 2**31 - 1
+VERSION_MAX: Final = 2**63 - 1
+
+# What one call may give back.
+HISTORY_MESSAGES_MAX: Final = 1_000
+LIST_CONTEXTS_MAX: Final = 200
+FORKS_CONTEXTS_MAX: Final = 10_000
+LINEAGE_DEPTH_MAX: Final = 10_000
+DIFF_MESSAGES_MAX: Final = 10_000
+MERGE_MESSAGES_MAX: Final = 10_000
+VERSIONS_PER_CALL_MAX: Final = 10_000
+WINDOW_MESSAGES_MAX: Final = 10_000
+WINDOW_PINNED_MESSAGES_MAX: Final = 1_000
+SEARCH_HITS_MAX: Final = 200
+SEARCH_NEIGHBORS_MAX: Final = 20
+PURGE_ROWS_PER_STATEMENT_MAX: Final = 10_000
+
+# Embeddings. pgvector indexes `halfvec` up to 4,000 dimensions.
+EMBEDDING_DIMENSIONS_DEFAULT: Final = 1_536
+EMBEDDING_DIMENSIONS_MAX: Final = 4_000
+
+# The connection to the database.
+POOL_CONNECTIONS_MAX: Final = 3
+POOL_CONNECTIONS_DIRECT_MAX: Final = 100
+POOL_IDLE_SECONDS_MAX: Final = 30.0
+CONNECT_SECONDS_MAX: Final = 10.0
+ACQUIRE_SECONDS_MAX: Final = 10.0
+STATEMENT_SECONDS_MAX: Final = 30.0
+ATTEMPTS_MAX: Final = 4
+BACKOFF_SECONDS_BASE: Final = 0.05
+BACKOFF_SECONDS_MAX: Final = 2.0
+
+# The oldest server and extension the statements are written for.
+POSTGRESQL_VERSION_MIN: Final = 15
+PGVECTOR_VERSION_MIN: Final = (0, 8, 0)
+PGVECTOR_VERSION_ADVISED: Final = (0, 8, 4)

@@ -1,0 +1,351 @@
+"""The one description of the database: SQLAlchemy metadata for tables, indexes, policies, functions.
+
+Migrations are proven equal to it. The request path never imports this module; it exists for
+Alembic, for tests and for users who join pgcontext's tables with their own.
+
+`TenantMixin`, `TimestampMixin` and `SoftDeleteMixin` are made for reuse: a user's own declarative
+classes can take them and get the same columns, and `tenant_policy` the same row-level security.
+See docs/schema.md.
+"""
+
+from __future__ import annotations
+
+import uuid  # noqa: TC003 (SQLAlchemy reads the annotations at run time)
+from datetime import datetime  # noqa: TC003
+from typing import TYPE_CHECKING, Any, Final
+
+import sqlalchemy as sa
+from pgvector.sqlalchemy import BIT, VECTOR
+from sqlalchemy import event
+from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NIL_TENANT: Final = "00000000-0000-0000-0000-000000000000"
+TEXT_SEARCH_LANGUAGE: Final = "english"
+# A tsvector holds at most 1 MiB; this many characters stay below it even when every character
+# takes four bytes and every word is indexed with a position.
+TEXT_SEARCH_CHARS_MAX: Final = 100_000
+
+NAMING_CONVENTION: Final = {
+    "pk": "%(table_name)s_pkey",
+    "fk": "%(table_name)s_%(referred_table_name)s_fkey",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "ix": "%(table_name)s_%(column_0_N_name)s_idx",
+}
+
+
+class TenantMixin:
+    """The tenant, first in the primary key. Whoever has one tenant only never sees it."""
+
+    tenant_id: Mapped[uuid.UUID] = mapped_column(
+        sa.Uuid, primary_key=True, server_default=sa.text(f"'{NIL_TENANT}'"), sort_order=-100
+    )
+
+
+class TimestampMixin:
+    """When the row was made and when it last changed, both by the database's clock."""
+
+    created_at: Mapped[datetime] = mapped_column(
+        sa.DateTime(timezone=True), server_default=sa.func.now(), sort_order=100
+    )
+    updated_at: Mapped[datetime] = mapped_column(
+        sa.DateTime(timezone=True), server_default=sa.func.now(), sort_order=101
+    )
+
+
+class SoftDeleteMixin:
+    """When the row was deleted; NULL while it lives."""
+
+    deleted_at: Mapped[datetime | None] = mapped_column(
+        sa.DateTime(timezone=True), sort_order=110
+    )
+
+
+def tenant_policy(table: sa.Table) -> Iterator[sa.DDL]:
+    """Yield the DDL that puts row-level security behind a table with a `tenant_id`.
+
+    The expression is bare on purpose: wrapped in a SELECT it would lose the tenant's statistics.
+    A custom setting that was reset reads as '', hence the nullif.
+    """
+    yield sa.DDL(f"ALTER TABLE {table.fullname} ENABLE ROW LEVEL SECURITY")
+    yield sa.DDL(
+        f"CREATE POLICY {table.name}_tenant ON {table.fullname} "
+        "USING (tenant_id = nullif(current_setting('pgcontext.tenant_id', true), '')::uuid)"
+    )
+
+
+def nearest_function(dimensions: int, schema: str | None = None) -> str:
+    """Return the DDL of the function that asks the HNSW index with settings of its own.
+
+    A function's SET clause is the one way to give a statement its own planner settings in a
+    single turn; nothing of it stays behind in the session.
+    """
+    prefix = f"{schema}." if schema else ""
+    return f"""
+CREATE FUNCTION {prefix}pgcontext_nearest(
+    of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
+    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid, distance double precision)
+LANGUAGE sql STABLE PARALLEL SAFE
+SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.ef_search = '200'
+SET hnsw.max_scan_tuples = '200000'
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+    SELECT m.id, m.embedding::halfvec({dimensions}) <=> query AS distance
+    FROM {prefix}messages AS m
+    WHERE m.tenant_id = of_tenant
+      AND m.deleted_at IS NULL
+      AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+      AND (of_roles IS NULL OR m.role = ANY (of_roles))
+      AND (since IS NULL OR m.created_at >= since)
+      AND (until IS NULL OR m.created_at < until)
+      AND (of_model IS NULL OR m.model = of_model)
+      AND EXISTS (
+          SELECT FROM {prefix}contexts AS c
+          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
+            AND (of_metadata IS NULL OR c.metadata @> of_metadata)
+      )
+    ORDER BY m.embedding::halfvec({dimensions}) <=> query
+    LIMIT candidates
+$function$"""  # noqa: S608 (the schema and the dimension are validated settings, not values)
+
+
+def build_metadata(
+    dimensions: int = EMBEDDING_DIMENSIONS_DEFAULT, schema: str | None = None
+) -> sa.MetaData:
+    """Describe pgcontext's tables.
+
+    Args:
+        dimensions: the length of the embeddings, 1 to `EMBEDDING_DIMENSIONS_MAX`.
+        schema: the schema of the tables; None leaves it to the search path (`public`).
+
+    Returns:
+        Metadata with the tables contexts, messages and tombstones. `create_all` also makes their
+        policies and the function; the extension `vector` has to exist.
+    """
+
+    class Base(DeclarativeBase):
+        metadata = sa.MetaData(schema=schema, naming_convention=NAMING_CONVENTION)
+
+    class ContextRow(TenantMixin, TimestampMixin, SoftDeleteMixin, Base):
+        __tablename__ = "contexts"
+        __table_args__ = (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "parent_id"],
+                [f"{schema}.contexts.tenant_id", f"{schema}.contexts.id"]
+                if schema
+                else ["contexts.tenant_id", "contexts.id"],
+                name="contexts_parent_fkey",
+            ),
+            sa.CheckConstraint(
+                "(parent_id IS NULL) = (fork_version IS NULL)"
+                " AND (parent_id IS NULL) = (fork_revision IS NULL)",
+                name="fork",
+            ),
+            sa.CheckConstraint("message_count >= 0 AND total_tokens >= 0", name="counters"),
+            # No index covers a column that an append changes, and pages keep room: updates of
+            # this row stay HOT.
+            {"postgresql_with": {"fillfactor": "70"}},
+        )
+        id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+        name: Mapped[str | None] = mapped_column(sa.Text)
+        # `metadata` is a reserved attribute name of declarative classes.
+        metadata_: Mapped[dict[str, Any]] = mapped_column(
+            "metadata", JSONB, server_default=sa.text("'{}'::jsonb")
+        )
+        message_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
+        total_tokens: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+        latest_version: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+        revision: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+        parent_id: Mapped[uuid.UUID | None] = mapped_column(sa.Uuid)
+        fork_version: Mapped[int | None] = mapped_column(sa.BigInteger)
+        fork_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
+        expires_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+
+    contexts = ContextRow.__table__
+    # Newest first, by key.
+    sa.Index("contexts_newest_idx", contexts.c.tenant_id, contexts.c.created_at, contexts.c.id)
+    sa.Index(
+        "contexts_parent_idx",
+        contexts.c.tenant_id,
+        contexts.c.parent_id,
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    sa.Index(
+        "contexts_metadata_idx",
+        contexts.c.metadata,
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+    )
+    sa.Index(
+        "contexts_deleted_idx",
+        contexts.c.tenant_id,
+        contexts.c.deleted_at,
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    sa.Index(
+        "contexts_expires_idx",
+        contexts.c.tenant_id,
+        contexts.c.expires_at,
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
+    )
+
+    class MessageRow(TenantMixin, SoftDeleteMixin, Base):
+        __tablename__ = "messages"
+        __table_args__ = (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "context_id"],
+                [contexts.c.tenant_id, contexts.c.id],
+                name="messages_context_fkey",
+            ),
+            # This key is what makes two messages with one version impossible. The signature
+            # rides along so that a scan for near vectors can stay inside the index.
+            sa.UniqueConstraint(
+                "tenant_id",
+                "context_id",
+                "version",
+                name="messages_version_key",
+                postgresql_include=["signature"],
+            ),
+            sa.CheckConstraint(
+                "role IN ('user', 'assistant', 'system', 'tool', 'developer')", name="role"
+            ),
+            sa.CheckConstraint("version > 0", name="version"),
+            sa.CheckConstraint("token_count >= 0", name="token_count"),
+            sa.CheckConstraint(
+                "(idempotency_key IS NULL) = (batch_ordinal IS NULL)", name="idempotency"
+            ),
+        )
+        id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+        context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid)
+        version: Mapped[int] = mapped_column(sa.BigInteger)
+        created_at: Mapped[datetime] = mapped_column(
+            sa.DateTime(timezone=True), server_default=sa.func.now()
+        )
+        role: Mapped[str] = mapped_column(sa.Text)
+        content: Mapped[str | None] = mapped_column(sa.Text)
+        tool_call_id: Mapped[str | None] = mapped_column(sa.Text)
+        tool_name: Mapped[str | None] = mapped_column(sa.Text)
+        token_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
+        model: Mapped[str | None] = mapped_column(sa.Text)
+        payload: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+        idempotency_key: Mapped[str | None] = mapped_column(sa.Text)
+        # The message's place in the batch that carried the key, from 1.
+        batch_ordinal: Mapped[int | None] = mapped_column(sa.Integer)
+        embedding: Mapped[Any | None] = mapped_column(VECTOR(dimensions), sort_order=120)
+        embedding_model: Mapped[str | None] = mapped_column(sa.Text, sort_order=121)
+        # While an embedding is owed: from when on a worker may claim the message.
+        embed_after: Mapped[datetime | None] = mapped_column(
+            sa.DateTime(timezone=True), sort_order=122
+        )
+        signature: Mapped[str | None] = mapped_column(
+            BIT(dimensions),
+            sa.Computed(f"binary_quantize(embedding)::bit({dimensions})", persisted=True),
+            sort_order=123,
+        )
+        text_search: Mapped[str | None] = mapped_column(
+            TSVECTOR,
+            sa.Computed(
+                f"to_tsvector('{TEXT_SEARCH_LANGUAGE}'::regconfig, "
+                f"left(coalesce(content, ''), {TEXT_SEARCH_CHARS_MAX}))",
+                persisted=True,
+            ),
+            sort_order=124,
+        )
+
+    messages = MessageRow.__table__
+    # One key writes one batch: the second of two callers at once runs into this.
+    sa.Index(
+        "messages_idempotency_idx",
+        messages.c.tenant_id,
+        messages.c.context_id,
+        messages.c.idempotency_key,
+        messages.c.batch_ordinal,
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+    # A window keeps the system messages, however far back they are.
+    sa.Index(
+        "messages_pinned_idx",
+        messages.c.tenant_id,
+        messages.c.context_id,
+        messages.c.version,
+        postgresql_where=sa.text("role IN ('system', 'developer')"),
+    )
+    sa.Index(
+        "messages_deleted_idx",
+        messages.c.tenant_id,
+        messages.c.deleted_at,
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    sa.Index(
+        "messages_pending_idx",
+        messages.c.tenant_id,
+        messages.c.embed_after,
+        postgresql_where=sa.text("embed_after IS NOT NULL"),
+    )
+    sa.Index(
+        "messages_embedding_idx",
+        sa.text(f"(embedding::halfvec({dimensions})) halfvec_cosine_ops"),
+        postgresql_using="hnsw",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+        _table=messages,
+    )
+    sa.Index(
+        "messages_text_idx",
+        messages.c.text_search,
+        postgresql_using="gin",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+
+    class TombstoneRow(TenantMixin, Base):
+        __tablename__ = "tombstones"
+        __table_args__ = (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "context_id"],
+                [contexts.c.tenant_id, contexts.c.id],
+                name="tombstones_context_fkey",
+                ondelete="CASCADE",
+            ),
+        )
+        context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+        version: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+        # The context's revision at which the version was hidden; 0 says erased, for everyone.
+        revision: Mapped[int] = mapped_column(
+            sa.BigInteger, primary_key=True, autoincrement=False
+        )
+        restored_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
+        created_at: Mapped[datetime] = mapped_column(
+            sa.DateTime(timezone=True), server_default=sa.func.now()
+        )
+
+    tombstones = TombstoneRow.__table__
+    # Two callers who hide one version at once: the second finds it hidden.
+    sa.Index(
+        "tombstones_hidden_idx",
+        tombstones.c.tenant_id,
+        tombstones.c.context_id,
+        tombstones.c.version,
+        unique=True,
+        postgresql_where=sa.text("restored_revision IS NULL AND revision > 0"),
+    )
+
+    for table in (contexts, messages, tombstones):
+        assert isinstance(table, sa.Table)  # noqa: S101 (tells the type checker)
+        for ddl in tenant_policy(table):
+            event.listen(table, "after_create", ddl)
+    # `%` would be read as a format by DDL; loading the library first lets a plain role SET hnsw.*.
+    event.listen(Base.metadata, "after_create", sa.DDL("SELECT '[1]'::vector"))
+    function = nearest_function(dimensions, schema)
+    event.listen(Base.metadata, "after_create", sa.DDL(function.replace("%", "%%")))
+    return Base.metadata
+
+
+metadata: Final = build_metadata()
