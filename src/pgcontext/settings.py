@@ -1,0 +1,236 @@
+"""The environment, read once and typed. No other module looks at `os.environ`.
+
+Every variable is described in .env.example with its unit and default.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+import msgspec
+
+from pgcontext import limits
+from pgcontext.errors import ConfigError
+from pgcontext.url import DatabaseUrl, Pooling, TlsMode, Verdict, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+# The first that is set wins. A provider that names its pool explicitly outranks DATABASE_URL,
+# which is the direct one there.
+POOLED_NAMES: Final = ("DATABASE_CONNECTION_POOL_URL", "DATABASE_URL", "POSTGRES_URL")
+UNPOOLED_NAMES: Final = (
+    "DATABASE_URL_UNPOOLED",
+    "DATABASE_UNPOOLED_URL",
+    "POSTGRES_URL_NON_POOLING",
+)
+TLS_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
+POOLERS: Final = ("transaction", "session", "direct")
+SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that can be set, with its default.
+
+    Attributes:
+        url: where the store connects; None means the embedded PostgreSQL.
+        unpooled_url: where migrations connect; see `direct_url`.
+        pooler: what the user says stands between; None leaves it to the URL's address.
+        pool_size: connections at most.
+        statement_cache: whether prepared statements are kept; "auto" only where it is safe.
+        dimensions: length of the embeddings.
+        schema: the schema of the tables.
+        tls: an explicit TLS mode, which outranks the URL's.
+        tokenizer: name of the vocabulary that counts tokens.
+        embedding_model: the model of embeddings that are given without one.
+        claim_seconds: how long a worker may hold a message it embeds.
+        acquire_seconds: how long to wait for a free connection.
+        statement_seconds: how long to wait for a statement.
+        connect_seconds: how long to wait for a connection to be made.
+        data_dir: where the embedded PostgreSQL lives; None for the user's data directory.
+        in_function: this process is a serverless function.
+    """
+
+    url: DatabaseUrl | None = None
+    unpooled_url: DatabaseUrl | None = None
+    pooler: Pooling | None = None
+    pool_size: int = limits.POOL_CONNECTIONS_MAX
+    statement_cache: Literal["auto", "on", "off"] = "auto"
+    dimensions: int = limits.EMBEDDING_DIMENSIONS_DEFAULT
+    schema: str = "public"
+    tls: TlsMode | None = None
+    tokenizer: str = "o200k_base"
+    embedding_model: str | None = None
+    claim_seconds: float = 300.0
+    acquire_seconds: float = limits.ACQUIRE_SECONDS_MAX
+    statement_seconds: float = limits.STATEMENT_SECONDS_MAX
+    connect_seconds: float = limits.CONNECT_SECONDS_MAX
+    data_dir: str | None = None
+    in_function: bool = False
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:  # noqa: ANN401
+        """Read the environment; `overrides` are fields of this class and win.
+
+        `url` and `unpooled_url` may be given as text.
+
+        Raises:
+            ConfigError: a value is not acceptable; the sentence says what is.
+        """
+        env = os.environ if env is None else env
+        tls = cast("TlsMode | None", _choice(env, "PGCONTEXT_TLS", TLS_MODES))
+        values: dict[str, Any] = {
+            "tls": tls,
+            "pooler": _choice(env, "PGCONTEXT_POOLER", POOLERS),
+            "pool_size": _integer(env, "PGCONTEXT_POOL_SIZE"),
+            "statement_cache": _choice(env, "PGCONTEXT_STATEMENT_CACHE", ("auto", "on", "off")),
+            "dimensions": _integer(env, "PGCONTEXT_DIMENSIONS"),
+            "schema": env.get("PGCONTEXT_SCHEMA") or None,
+            "tokenizer": env.get("PGCONTEXT_TOKENIZER") or None,
+            "embedding_model": env.get("PGCONTEXT_EMBEDDING_MODEL") or None,
+            "claim_seconds": _seconds(env, "PGCONTEXT_CLAIM_SECONDS"),
+            "acquire_seconds": _seconds(env, "PGCONTEXT_ACQUIRE_SECONDS"),
+            "statement_seconds": _seconds(env, "PGCONTEXT_STATEMENT_SECONDS"),
+            "connect_seconds": _seconds(env, "PGCONTEXT_CONNECT_SECONDS"),
+            "data_dir": env.get("PGCONTEXT_DATA_DIR") or None,
+            "in_function": _in_function(env),
+            "url": _first(env, POOLED_NAMES),
+            "unpooled_url": _first(env, UNPOOLED_NAMES),
+        }
+        if env.get("DATABASE_CONNECTION_POOL_URL"):
+            values["pooler"] = values["pooler"] or "transaction"
+            values["unpooled_url"] = values["unpooled_url"] or env.get("DATABASE_URL")
+        values.update(overrides)
+        for name in ("url", "unpooled_url"):
+            if isinstance(values[name], str):
+                values[name] = parse(values[name], tls=values["tls"])
+        known = {key: value for key, value in values.items() if value is not None}
+        return cls(**known).checked()
+
+    def checked(self) -> Settings:
+        """Return the settings, or say what about them cannot work. No I/O.
+
+        Raises:
+            ConfigError: see the sentence.
+        """
+        if not 1 <= self.dimensions <= limits.EMBEDDING_DIMENSIONS_MAX:
+            msg = f"PGCONTEXT_DIMENSIONS must be 1 to {limits.EMBEDDING_DIMENSIONS_MAX}."
+            raise ConfigError(msg)
+        if not SCHEMA_NAME.fullmatch(self.schema):
+            msg = "PGCONTEXT_SCHEMA must be lower-case letters, digits and underscores."
+            raise ConfigError(msg)
+        self._check_pool()
+        if self.url is not None and self.in_function:
+            self._check_function(self.url)
+        return self
+
+    def _check_pool(self) -> None:
+        most = (
+            limits.POOL_CONNECTIONS_DIRECT_MAX
+            if self.pooling == "direct" and not self.in_function
+            else limits.POOL_CONNECTIONS_MAX
+        )
+        if not 1 <= self.pool_size <= most:
+            msg = (
+                f"PGCONTEXT_POOL_SIZE must be 1 to {most}: a function's connections multiply with "
+                "its concurrency. More are accepted only for a direct connection outside functions."
+            )
+            raise ConfigError(msg)
+
+    def _check_function(self, url: DatabaseUrl) -> None:
+        if self.pooling in {"transaction", "session"} or self.pooler is not None:
+            return
+        verdict = url.verdict
+        kind = "direct" if verdict.pooling == "direct" else "not known to be pooled"
+        msg = (
+            f"The database URL is {kind} ({verdict.provider}), which a function's concurrency "
+            f"would exhaust. Use the pooled address, here {verdict.pooled_form}, or say what it "
+            "is with PGCONTEXT_POOLER=transaction, session or direct."
+        )
+        raise ConfigError(msg)
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the URL's address says; None for the embedded PostgreSQL."""
+        return self.url.verdict if self.url is not None else None
+
+    @property
+    def pooling(self) -> Pooling:
+        """What stands between the store and the server."""
+        if self.pooler is not None:
+            return self.pooler
+        return self.url.verdict.pooling if self.url is not None else "direct"
+
+    @property
+    def caches_statements(self) -> bool:
+        """Whether prepared statements may be kept on a connection.
+
+        Behind a pooler that does not track them, a kept statement can return another process's
+        rows; so the default is yes only where that cannot happen.
+        """
+        if self.statement_cache != "auto":
+            return self.statement_cache == "on"
+        if self.pooling in {"direct", "session"}:
+            return True
+        return self.url is not None and self.pooler is None and self.url.verdict.tracks_statements
+
+    @property
+    def direct_url(self) -> DatabaseUrl | None:
+        """The URL for migrations and other long work; None for the embedded PostgreSQL.
+
+        Raises:
+            ConfigError: only a transaction pooler is known.
+        """
+        if self.unpooled_url is not None:
+            if self.unpooled_url.verdict.pooling == "transaction":
+                raise ConfigError(_needs_direct("DATABASE_URL_UNPOOLED names a transaction pooler"))
+            return self.unpooled_url
+        if self.url is not None and self.pooling == "transaction":
+            raise ConfigError(_needs_direct("DATABASE_URL names a transaction pooler"))
+        return self.url
+
+
+def _needs_direct(what: str) -> str:
+    return (
+        f"{what}, and this needs a direct connection: set DATABASE_URL_UNPOOLED (or "
+        "POSTGRES_URL_NON_POOLING) to the server's own address."
+    )
+
+
+def _first(env: Mapping[str, str], names: tuple[str, ...]) -> str | None:
+    return next((env[name] for name in names if env.get(name)), None)
+
+
+def _choice(env: Mapping[str, str], name: str, accepted: tuple[str, ...]) -> str | None:
+    value = env.get(name) or None
+    if value is not None and value not in accepted:
+        msg = f"{name} must be one of: {', '.join(accepted)}."
+        raise ConfigError(msg)
+    return value
+
+
+def _integer(env: Mapping[str, str], name: str) -> int | None:
+    value = env.get(name) or None
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        msg = f"{name} must be a whole number."
+        raise ConfigError(msg)
+    return int(value)
+
+
+def _seconds(env: Mapping[str, str], name: str) -> float | None:
+    value = env.get(name) or None
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", value) or float(value) == 0:
+        msg = f"{name} must be a number of seconds above 0."
+        raise ConfigError(msg)
+    return float(value)
+
+
+def _in_function(env: Mapping[str, str]) -> bool:
+    # VERCEL=1 is also set while building, where nothing connects.
+    return bool(env.get("AWS_LAMBDA_FUNCTION_NAME") or env.get("VERCEL"))
