@@ -5,9 +5,9 @@ INPUT ?=
 PYTEST_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
-CODE := src handlers migrations tests
 
 .DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
 .PHONY: help setup demo test check format bench pins clean
 
 help: ## Say what can be made.
@@ -33,6 +33,7 @@ bench: setup ## Measure, and write docs/benchmarks.md.
 	@$(BIN)/python -m benchmarks
 
 setup: .venv/.installed-dev ## Make .venv with everything that the other targets need.
+	@:
 
 pins: ## Renew constraints.txt with today's versions.
 	@rm -rf .venv && : > constraints.txt
@@ -55,6 +56,7 @@ clean: ## Remove .venv and everything made; the demo's database is not touched.
 	@echo "Installing the tools of make check and make test ..."
 	@$(PIP) install --constraint constraints.txt --group dev
 	@touch $@
+	@echo "Ready. 'make demo' shows what it does, 'make test' checks it."
 
 .venv/bin/python:
 	@for python in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3); do \
