@@ -1,0 +1,22 @@
+"""The `pgcontext` command. Loaded by the command alone: the library never imports it."""
+
+import sys
+from typing import Final
+
+PACKAGES: Final = ("rich", "typer")
+CONFIG_EXIT_CODE: Final = 5  # `Exit.CONFIG`, whose module may need what is missing here
+
+
+def main() -> None:
+    """Run the command line; the entry point of the `pgcontext` script."""
+    try:
+        from pgcontext.cli.app import app
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in PACKAGES:
+            raise
+        print(
+            "The pgcontext command needs typer and rich; run: pip install 'pgcontext[cli]'",
+            file=sys.stderr,
+        )
+        sys.exit(CONFIG_EXIT_CODE)
+    app(prog_name="pgcontext")

@@ -1,0 +1,5 @@
+"""`python -m pgcontext.cli` is the `pgcontext` command."""
+
+from pgcontext.cli import main
+
+main()

@@ -1,0 +1,47 @@
+"""All commands, under one `typer` application."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Annotated
+
+import typer
+
+from pgcontext.cli.output import Output
+
+app = typer.Typer(
+    name="pgcontext",
+    help="Store, fork, search and window LLM conversations in your own PostgreSQL.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 (typer's callback)
+    if asked:
+        print(f"pgcontext {version('pgcontext')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    *,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an unexpected failure.")
+    ] = False,
+    _: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    Output.show_traceback = debug
+
+
+if find_spec("pgcontext.cli.db"):
+    from pgcontext.cli import db
+
+    app.add_typer(db.app, name="db")
