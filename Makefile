@@ -24,7 +24,7 @@ check: setup ## Format, lint, types and layers.
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/mypy
 	@$(BIN)/pyright
-	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/lint-imports --no-logo --no-cache
 
 format: setup ## Format the code and mend what Ruff can mend.
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
@@ -46,7 +46,7 @@ clean: ## Remove .venv and everything made; the demo's database is not touched.
 	find src handlers migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Two stamps, so that the demo doesn't wait for the tools of developers.
-.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/pip
 	@echo "Installing pgcontext and what it needs into .venv ..."
 	@$(PIP) install --upgrade --constraint constraints.txt pip hatchling
 	@$(PIP) install --no-build-isolation --constraint constraints.txt --editable '.[all]'
@@ -58,7 +58,7 @@ clean: ## Remove .venv and everything made; the demo's database is not touched.
 	@touch $@
 	@echo "Ready. 'make demo' shows what it does, 'make test' checks it."
 
-.venv/bin/python:
+.venv/bin/pip: # made last, so a .venv that was cut off half-way is made anew
 	@for python in $(or $(PYTHON),python3.14 python3.13 python3.12 python3.11 python3); do \
 		"$$python" -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' \
 			>/dev/null 2>&1 || continue; \
