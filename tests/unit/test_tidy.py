@@ -13,6 +13,7 @@ import typer
 from packaging.requirements import Requirement
 
 from pgcontext.cli.app import app
+from pgcontext.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +117,14 @@ def test_env_example_lists_every_setting() -> None:
     }
     example = (ROOT / ".env.example").read_text("utf-8")
     assert read == names(rf"(?m)^#? ?({pattern})=", example)
+
+
+def test_env_example_shows_the_defaults() -> None:
+    """Setting every variable to what `.env.example` shows changes nothing."""
+    example = (ROOT / ".env.example").read_text("utf-8")
+    shown = dict(re.findall(r"(?m)^#([A-Z_]+)=(.*)$", example))
+    assert any(shown.values())
+    assert Settings.from_env(shown) == Settings.from_env({})
 
 
 def test_noqa_never_hides_made_up_sql_or_a_useless_comparison() -> None:
