@@ -1,4 +1,4 @@
-"""The one description of the database: SQLAlchemy metadata for tables, indexes, policies, functions.
+"""The one description of the database, as SQLAlchemy metadata: tables, indexes, policies, function.
 
 Migrations are proven equal to it. The request path never imports this module; it exists for
 Alembic, for tests and for users who join pgcontext's tables with their own.
@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import uuid  # noqa: TC003 (SQLAlchemy reads the annotations at run time)
 from datetime import datetime  # noqa: TC003
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import sqlalchemy as sa
-from pgvector.sqlalchemy import BIT, VECTOR
+from pgvector.sqlalchemy import BIT, HALFVEC, VECTOR
 from sqlalchemy import event
 from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.dialects.postgresql.base import PGDialect
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
 
@@ -49,7 +50,10 @@ class TenantMixin:
 
 
 class TimestampMixin:
-    """When the row was made and when it last changed, both by the database's clock."""
+    """When the row was made and when it last changed, both by the database's clock.
+
+    `updated_at` is set by whoever updates the row: a trigger would break on distributed tables.
+    """
 
     created_at: Mapped[datetime] = mapped_column(
         sa.DateTime(timezone=True), server_default=sa.func.now(), sort_order=100
@@ -62,9 +66,7 @@ class TimestampMixin:
 class SoftDeleteMixin:
     """When the row was deleted; NULL while it lives."""
 
-    deleted_at: Mapped[datetime | None] = mapped_column(
-        sa.DateTime(timezone=True), sort_order=110
-    )
+    deleted_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True), sort_order=110)
 
 
 def tenant_policy(table: sa.Table) -> Iterator[sa.DDL]:
@@ -73,10 +75,262 @@ def tenant_policy(table: sa.Table) -> Iterator[sa.DDL]:
     The expression is bare on purpose: wrapped in a SELECT it would lose the tenant's statistics.
     A custom setting that was reset reads as '', hence the nullif.
     """
-    yield sa.DDL(f"ALTER TABLE {table.fullname} ENABLE ROW LEVEL SECURITY")
-    yield sa.DDL(
-        f"CREATE POLICY {table.name}_tenant ON {table.fullname} "
+    quoted = _PREPARER.format_table(table)
+    yield _ddl(f"ALTER TABLE {quoted} ENABLE ROW LEVEL SECURITY")
+    yield _ddl(
+        f"CREATE POLICY {_PREPARER.quote(f'{table.name}_tenant')} ON {quoted} "
         "USING (tenant_id = nullif(current_setting('pgcontext.tenant_id', true), '')::uuid)"
+    )
+
+
+class _ContextColumns(TenantMixin, TimestampMixin, SoftDeleteMixin):
+    id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+    name: Mapped[str | None] = mapped_column(sa.Text)
+    # `metadata` is a reserved attribute name of declarative classes.
+    metadata_: Mapped[dict[str, Any]] = mapped_column(
+        "metadata", JSONB, server_default=sa.text("'{}'::jsonb")
+    )
+    message_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
+    total_tokens: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+    latest_version: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+    revision: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
+    parent_id: Mapped[uuid.UUID | None] = mapped_column(sa.Uuid)
+    fork_version: Mapped[int | None] = mapped_column(sa.BigInteger)
+    fork_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
+    expires_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805 (SQLAlchemy hands over the class)
+        return (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "parent_id"],
+                ["contexts.tenant_id", "contexts.id"],
+                name="contexts_parent_fkey",
+            ),
+            sa.CheckConstraint(
+                "(parent_id IS NULL) = (fork_version IS NULL)"
+                " AND (parent_id IS NULL) = (fork_revision IS NULL)",
+                name="fork",
+            ),
+            sa.CheckConstraint("message_count >= 0 AND total_tokens >= 0", name="counters"),
+            # No index covers a column that an append changes, and pages keep room: updates of
+            # this row stay HOT.
+            {"postgresql_with": {"fillfactor": "70"}},
+        )
+
+
+class _MessageColumns(TenantMixin, SoftDeleteMixin):
+    id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+    context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid)
+    version: Mapped[int] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(
+        sa.DateTime(timezone=True), server_default=sa.func.now()
+    )
+    role: Mapped[str] = mapped_column(sa.Text)
+    content: Mapped[str | None] = mapped_column(sa.Text)
+    tool_call_id: Mapped[str | None] = mapped_column(sa.Text)
+    tool_name: Mapped[str | None] = mapped_column(sa.Text)
+    token_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
+    model: Mapped[str | None] = mapped_column(sa.Text)
+    payload: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
+    idempotency_key: Mapped[str | None] = mapped_column(sa.Text)
+    # The message's place in the batch that carried the key, from 1.
+    batch_ordinal: Mapped[int | None] = mapped_column(sa.Integer)
+    embedding_model: Mapped[str | None] = mapped_column(sa.Text, sort_order=121)
+    # While an embedding is owed: from when on a worker may claim the message.
+    embed_after: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True), sort_order=122)
+    text_search: Mapped[str | None] = mapped_column(
+        TSVECTOR,
+        sa.Computed(
+            f"to_tsvector('{TEXT_SEARCH_LANGUAGE}'::regconfig, "
+            f"left(coalesce(content, ''), {TEXT_SEARCH_CHARS_MAX}))",
+            persisted=True,
+        ),
+        sort_order=124,
+    )
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "context_id"],
+                ["contexts.tenant_id", "contexts.id"],
+                name="messages_context_fkey",
+            ),
+            # This key is what makes two messages with one version impossible. The signature
+            # rides along so that a scan for near vectors can stay inside the index.
+            sa.UniqueConstraint(
+                "tenant_id",
+                "context_id",
+                "version",
+                name="messages_version_key",
+                postgresql_include=["signature"],
+            ),
+            sa.CheckConstraint(
+                "role IN ('user', 'assistant', 'system', 'tool', 'developer')", name="role"
+            ),
+            sa.CheckConstraint("version > 0", name="version"),
+            sa.CheckConstraint("token_count >= 0", name="token_count"),
+            sa.CheckConstraint(
+                "(idempotency_key IS NULL) = (batch_ordinal IS NULL)", name="idempotency"
+            ),
+        )
+
+
+class _TombstoneColumns(TenantMixin):
+    context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+    version: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
+    # The context's revision at which the version was hidden; 0 says erased, for everyone.
+    revision: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True, autoincrement=False)
+    restored_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
+    created_at: Mapped[datetime] = mapped_column(
+        sa.DateTime(timezone=True), server_default=sa.func.now()
+    )
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.ForeignKeyConstraint(
+                ["tenant_id", "context_id"],
+                ["contexts.tenant_id", "contexts.id"],
+                name="tombstones_context_fkey",
+                ondelete="CASCADE",
+            ),
+        )
+
+
+def build_metadata(
+    dimensions: int = EMBEDDING_DIMENSIONS_DEFAULT, schema: str | None = None
+) -> sa.MetaData:
+    """Describe pgcontext's tables.
+
+    Args:
+        dimensions: the length of the embeddings, 1 to `EMBEDDING_DIMENSIONS_MAX`.
+        schema: the schema of the tables; None leaves it to the search path (`public`).
+
+    Returns:
+        Metadata with the tables contexts, messages and tombstones. `create_all` also makes their
+        policies and the function; the extension `vector` has to exist.
+    """
+
+    class Base(DeclarativeBase):
+        metadata = sa.MetaData(schema=schema, naming_convention=NAMING_CONVENTION)
+
+    class ContextRow(_ContextColumns, Base):
+        __tablename__ = "contexts"
+
+    class MessageRow(_MessageColumns, Base):
+        __tablename__ = "messages"
+        embedding: Mapped[Any | None] = mapped_column(VECTOR(dimensions), sort_order=120)
+        signature: Mapped[str | None] = mapped_column(
+            BIT(dimensions),
+            sa.Computed(f"binary_quantize(embedding)::bit({dimensions})", persisted=True),
+            sort_order=123,
+        )
+
+    class TombstoneRow(_TombstoneColumns, Base):
+        __tablename__ = "tombstones"
+
+    _index_contexts(cast("sa.Table", ContextRow.__table__))
+    _index_messages(cast("sa.Table", MessageRow.__table__), dimensions)
+    _index_tombstones(cast("sa.Table", TombstoneRow.__table__))
+    for table in Base.metadata.sorted_tables:
+        for ddl in tenant_policy(table):
+            event.listen(table, "after_create", ddl)
+    # Loading the library first lets a role that is no superuser SET hnsw.* in a function.
+    event.listen(Base.metadata, "after_create", _ddl("SELECT '[1]'::vector"))
+    event.listen(Base.metadata, "after_create", _ddl(nearest_function(dimensions, schema)))
+    return Base.metadata
+
+
+def _index_contexts(contexts: sa.Table) -> None:
+    of = contexts.c
+    # Newest first, by key.
+    sa.Index("contexts_newest_idx", of.tenant_id, of.created_at, of.id)
+    sa.Index(
+        "contexts_parent_idx",
+        of.tenant_id,
+        of.parent_id,
+        postgresql_where=sa.text("parent_id IS NOT NULL"),
+    )
+    sa.Index(
+        "contexts_metadata_idx",
+        of.metadata,
+        postgresql_using="gin",
+        postgresql_ops={"metadata": "jsonb_path_ops"},
+    )
+    sa.Index(
+        "contexts_deleted_idx",
+        of.tenant_id,
+        of.deleted_at,
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    sa.Index(
+        "contexts_expires_idx",
+        of.tenant_id,
+        of.expires_at,
+        postgresql_where=sa.text("expires_at IS NOT NULL"),
+    )
+
+
+def _index_messages(messages: sa.Table, dimensions: int) -> None:
+    of = messages.c
+    # One key writes one batch: the second of two callers at once runs into this.
+    sa.Index(
+        "messages_idempotency_idx",
+        of.tenant_id,
+        of.context_id,
+        of.idempotency_key,
+        of.batch_ordinal,
+        unique=True,
+        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
+    )
+    # A window keeps the system messages, however far back they are.
+    sa.Index(
+        "messages_pinned_idx",
+        of.tenant_id,
+        of.context_id,
+        of.version,
+        postgresql_where=sa.text("role IN ('system', 'developer')"),
+    )
+    sa.Index(
+        "messages_deleted_idx",
+        of.tenant_id,
+        of.deleted_at,
+        postgresql_where=sa.text("deleted_at IS NOT NULL"),
+    )
+    sa.Index(
+        "messages_pending_idx",
+        of.tenant_id,
+        of.embed_after,
+        postgresql_where=sa.text("embed_after IS NOT NULL"),
+    )
+    # As halfvec: half the size at equal recall, and up to 4,000 dimensions instead of 2,000.
+    sa.Index(
+        "messages_embedding_idx",
+        sa.literal_column(f"(embedding::halfvec({dimensions}))", HALFVEC(dimensions)).label("half"),
+        postgresql_using="hnsw",
+        postgresql_ops={"half": "halfvec_cosine_ops"},
+        postgresql_where=sa.text("deleted_at IS NULL"),
+        _table=messages,
+    )
+    sa.Index(
+        "messages_text_idx",
+        of.text_search,
+        postgresql_using="gin",
+        postgresql_where=sa.text("deleted_at IS NULL"),
+    )
+
+
+def _index_tombstones(tombstones: sa.Table) -> None:
+    # Two callers who hide one version at once: the second finds it hidden.
+    sa.Index(
+        "tombstones_hidden_idx",
+        tombstones.c.tenant_id,
+        tombstones.c.context_id,
+        tombstones.c.version,
+        unique=True,
+        postgresql_where=sa.text("restored_revision IS NULL AND revision > 0"),
     )
 
 
@@ -86,8 +340,16 @@ def nearest_function(dimensions: int, schema: str | None = None) -> str:
     A function's SET clause is the one way to give a statement its own planner settings in a
     single turn; nothing of it stays behind in the session.
     """
-    prefix = f"{schema}." if schema else ""
-    return f"""
+    prefix = f"{_PREPARER.quote_schema(schema)}." if schema else ""
+    return _NEAREST.replace("{prefix}", prefix).replace("{dimensions}", str(dimensions))
+
+
+def _ddl(text: str) -> sa.DDL:
+    return sa.DDL(text.replace("%", "%%"))  # type: ignore[no-untyped-call] # a % would be a format
+
+
+_PREPARER: Final = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
+_NEAREST: Final = """
 CREATE FUNCTION {prefix}pgcontext_nearest(
     of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
     of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
@@ -114,238 +376,6 @@ AS $function$
       )
     ORDER BY m.embedding::halfvec({dimensions}) <=> query
     LIMIT candidates
-$function$"""  # noqa: S608 (the schema and the dimension are validated settings, not values)
-
-
-def build_metadata(
-    dimensions: int = EMBEDDING_DIMENSIONS_DEFAULT, schema: str | None = None
-) -> sa.MetaData:
-    """Describe pgcontext's tables.
-
-    Args:
-        dimensions: the length of the embeddings, 1 to `EMBEDDING_DIMENSIONS_MAX`.
-        schema: the schema of the tables; None leaves it to the search path (`public`).
-
-    Returns:
-        Metadata with the tables contexts, messages and tombstones. `create_all` also makes their
-        policies and the function; the extension `vector` has to exist.
-    """
-
-    class Base(DeclarativeBase):
-        metadata = sa.MetaData(schema=schema, naming_convention=NAMING_CONVENTION)
-
-    class ContextRow(TenantMixin, TimestampMixin, SoftDeleteMixin, Base):
-        __tablename__ = "contexts"
-        __table_args__ = (
-            sa.ForeignKeyConstraint(
-                ["tenant_id", "parent_id"],
-                [f"{schema}.contexts.tenant_id", f"{schema}.contexts.id"]
-                if schema
-                else ["contexts.tenant_id", "contexts.id"],
-                name="contexts_parent_fkey",
-            ),
-            sa.CheckConstraint(
-                "(parent_id IS NULL) = (fork_version IS NULL)"
-                " AND (parent_id IS NULL) = (fork_revision IS NULL)",
-                name="fork",
-            ),
-            sa.CheckConstraint("message_count >= 0 AND total_tokens >= 0", name="counters"),
-            # No index covers a column that an append changes, and pages keep room: updates of
-            # this row stay HOT.
-            {"postgresql_with": {"fillfactor": "70"}},
-        )
-        id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
-        name: Mapped[str | None] = mapped_column(sa.Text)
-        # `metadata` is a reserved attribute name of declarative classes.
-        metadata_: Mapped[dict[str, Any]] = mapped_column(
-            "metadata", JSONB, server_default=sa.text("'{}'::jsonb")
-        )
-        message_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
-        total_tokens: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
-        latest_version: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
-        revision: Mapped[int] = mapped_column(sa.BigInteger, server_default=sa.text("0"))
-        parent_id: Mapped[uuid.UUID | None] = mapped_column(sa.Uuid)
-        fork_version: Mapped[int | None] = mapped_column(sa.BigInteger)
-        fork_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
-        expires_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
-
-    contexts = ContextRow.__table__
-    # Newest first, by key.
-    sa.Index("contexts_newest_idx", contexts.c.tenant_id, contexts.c.created_at, contexts.c.id)
-    sa.Index(
-        "contexts_parent_idx",
-        contexts.c.tenant_id,
-        contexts.c.parent_id,
-        postgresql_where=sa.text("parent_id IS NOT NULL"),
-    )
-    sa.Index(
-        "contexts_metadata_idx",
-        contexts.c.metadata,
-        postgresql_using="gin",
-        postgresql_ops={"metadata": "jsonb_path_ops"},
-    )
-    sa.Index(
-        "contexts_deleted_idx",
-        contexts.c.tenant_id,
-        contexts.c.deleted_at,
-        postgresql_where=sa.text("deleted_at IS NOT NULL"),
-    )
-    sa.Index(
-        "contexts_expires_idx",
-        contexts.c.tenant_id,
-        contexts.c.expires_at,
-        postgresql_where=sa.text("expires_at IS NOT NULL"),
-    )
-
-    class MessageRow(TenantMixin, SoftDeleteMixin, Base):
-        __tablename__ = "messages"
-        __table_args__ = (
-            sa.ForeignKeyConstraint(
-                ["tenant_id", "context_id"],
-                [contexts.c.tenant_id, contexts.c.id],
-                name="messages_context_fkey",
-            ),
-            # This key is what makes two messages with one version impossible. The signature
-            # rides along so that a scan for near vectors can stay inside the index.
-            sa.UniqueConstraint(
-                "tenant_id",
-                "context_id",
-                "version",
-                name="messages_version_key",
-                postgresql_include=["signature"],
-            ),
-            sa.CheckConstraint(
-                "role IN ('user', 'assistant', 'system', 'tool', 'developer')", name="role"
-            ),
-            sa.CheckConstraint("version > 0", name="version"),
-            sa.CheckConstraint("token_count >= 0", name="token_count"),
-            sa.CheckConstraint(
-                "(idempotency_key IS NULL) = (batch_ordinal IS NULL)", name="idempotency"
-            ),
-        )
-        id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
-        context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid)
-        version: Mapped[int] = mapped_column(sa.BigInteger)
-        created_at: Mapped[datetime] = mapped_column(
-            sa.DateTime(timezone=True), server_default=sa.func.now()
-        )
-        role: Mapped[str] = mapped_column(sa.Text)
-        content: Mapped[str | None] = mapped_column(sa.Text)
-        tool_call_id: Mapped[str | None] = mapped_column(sa.Text)
-        tool_name: Mapped[str | None] = mapped_column(sa.Text)
-        token_count: Mapped[int] = mapped_column(sa.Integer, server_default=sa.text("0"))
-        model: Mapped[str | None] = mapped_column(sa.Text)
-        payload: Mapped[dict[str, Any] | None] = mapped_column(JSONB)
-        idempotency_key: Mapped[str | None] = mapped_column(sa.Text)
-        # The message's place in the batch that carried the key, from 1.
-        batch_ordinal: Mapped[int | None] = mapped_column(sa.Integer)
-        embedding: Mapped[Any | None] = mapped_column(VECTOR(dimensions), sort_order=120)
-        embedding_model: Mapped[str | None] = mapped_column(sa.Text, sort_order=121)
-        # While an embedding is owed: from when on a worker may claim the message.
-        embed_after: Mapped[datetime | None] = mapped_column(
-            sa.DateTime(timezone=True), sort_order=122
-        )
-        signature: Mapped[str | None] = mapped_column(
-            BIT(dimensions),
-            sa.Computed(f"binary_quantize(embedding)::bit({dimensions})", persisted=True),
-            sort_order=123,
-        )
-        text_search: Mapped[str | None] = mapped_column(
-            TSVECTOR,
-            sa.Computed(
-                f"to_tsvector('{TEXT_SEARCH_LANGUAGE}'::regconfig, "
-                f"left(coalesce(content, ''), {TEXT_SEARCH_CHARS_MAX}))",
-                persisted=True,
-            ),
-            sort_order=124,
-        )
-
-    messages = MessageRow.__table__
-    # One key writes one batch: the second of two callers at once runs into this.
-    sa.Index(
-        "messages_idempotency_idx",
-        messages.c.tenant_id,
-        messages.c.context_id,
-        messages.c.idempotency_key,
-        messages.c.batch_ordinal,
-        unique=True,
-        postgresql_where=sa.text("idempotency_key IS NOT NULL"),
-    )
-    # A window keeps the system messages, however far back they are.
-    sa.Index(
-        "messages_pinned_idx",
-        messages.c.tenant_id,
-        messages.c.context_id,
-        messages.c.version,
-        postgresql_where=sa.text("role IN ('system', 'developer')"),
-    )
-    sa.Index(
-        "messages_deleted_idx",
-        messages.c.tenant_id,
-        messages.c.deleted_at,
-        postgresql_where=sa.text("deleted_at IS NOT NULL"),
-    )
-    sa.Index(
-        "messages_pending_idx",
-        messages.c.tenant_id,
-        messages.c.embed_after,
-        postgresql_where=sa.text("embed_after IS NOT NULL"),
-    )
-    sa.Index(
-        "messages_embedding_idx",
-        sa.text(f"(embedding::halfvec({dimensions})) halfvec_cosine_ops"),
-        postgresql_using="hnsw",
-        postgresql_where=sa.text("deleted_at IS NULL"),
-        _table=messages,
-    )
-    sa.Index(
-        "messages_text_idx",
-        messages.c.text_search,
-        postgresql_using="gin",
-        postgresql_where=sa.text("deleted_at IS NULL"),
-    )
-
-    class TombstoneRow(TenantMixin, Base):
-        __tablename__ = "tombstones"
-        __table_args__ = (
-            sa.ForeignKeyConstraint(
-                ["tenant_id", "context_id"],
-                [contexts.c.tenant_id, contexts.c.id],
-                name="tombstones_context_fkey",
-                ondelete="CASCADE",
-            ),
-        )
-        context_id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
-        version: Mapped[int] = mapped_column(sa.BigInteger, primary_key=True)
-        # The context's revision at which the version was hidden; 0 says erased, for everyone.
-        revision: Mapped[int] = mapped_column(
-            sa.BigInteger, primary_key=True, autoincrement=False
-        )
-        restored_revision: Mapped[int | None] = mapped_column(sa.BigInteger)
-        created_at: Mapped[datetime] = mapped_column(
-            sa.DateTime(timezone=True), server_default=sa.func.now()
-        )
-
-    tombstones = TombstoneRow.__table__
-    # Two callers who hide one version at once: the second finds it hidden.
-    sa.Index(
-        "tombstones_hidden_idx",
-        tombstones.c.tenant_id,
-        tombstones.c.context_id,
-        tombstones.c.version,
-        unique=True,
-        postgresql_where=sa.text("restored_revision IS NULL AND revision > 0"),
-    )
-
-    for table in (contexts, messages, tombstones):
-        assert isinstance(table, sa.Table)  # noqa: S101 (tells the type checker)
-        for ddl in tenant_policy(table):
-            event.listen(table, "after_create", ddl)
-    # `%` would be read as a format by DDL; loading the library first lets a plain role SET hnsw.*.
-    event.listen(Base.metadata, "after_create", sa.DDL("SELECT '[1]'::vector"))
-    function = nearest_function(dimensions, schema)
-    event.listen(Base.metadata, "after_create", sa.DDL(function.replace("%", "%%")))
-    return Base.metadata
-
+$function$"""
 
 metadata: Final = build_metadata()
