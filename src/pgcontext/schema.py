@@ -330,7 +330,7 @@ def _index_tombstones(tombstones: sa.Table) -> None:
         tombstones.c.context_id,
         tombstones.c.version,
         unique=True,
-        postgresql_where=sa.text("restored_revision IS NULL AND revision > 0"),
+        postgresql_where=sa.text("restored_revision IS NULL"),
     )
 
 

@@ -1,0 +1,65 @@
+"""Conversations for LLM applications on your own PostgreSQL: versions, forks, windows, search.
+
+    from pgcontext import ContextStore
+"""
+
+from pgcontext.embedding import Embedder
+from pgcontext.errors import (
+    ConfigError,
+    ContextNotFoundError,
+    ContextStoreError,
+    DimensionMismatchError,
+    IdempotencyConflictError,
+    InvalidInputError,
+    LimitExceededError,
+    MessageNotFoundError,
+    PoolTimeoutError,
+    SchemaMismatchError,
+    UnavailableError,
+    VersionConflictError,
+)
+from pgcontext.models import (
+    Context,
+    Diff,
+    EraseReport,
+    Hit,
+    Message,
+    NewMessage,
+    Page,
+    PurgeReport,
+    Window,
+)
+from pgcontext.settings import Settings
+from pgcontext.store import ContextStore
+from pgcontext.tokens import Tokenizer
+
+__all__ = [
+    "ConfigError",
+    "Context",
+    "ContextNotFoundError",
+    "ContextStore",
+    "ContextStoreError",
+    "Diff",
+    "DimensionMismatchError",
+    "Embedder",
+    "EraseReport",
+    "Hit",
+    "IdempotencyConflictError",
+    "InvalidInputError",
+    "LimitExceededError",
+    "Message",
+    "MessageNotFoundError",
+    "NewMessage",
+    "Page",
+    "PoolTimeoutError",
+    "PurgeReport",
+    "SchemaMismatchError",
+    "Settings",
+    "Tokenizer",
+    "UnavailableError",
+    "VersionConflictError",
+    "Window",
+    "__version__",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,88 @@
+"""From the rows of a search to hits, and the thinning of those that say the same."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pgcontext import rows
+from pgcontext.models import Hit, Message
+
+if TYPE_CHECKING:
+    from uuid import UUID
+
+
+def assemble(found: list[Any], tenant_id: UUID, *, limit: int, diversity: float | None) -> list[Hit]:
+    """Make hits of the rows of a SEARCH statement, best first.
+
+    Args:
+        found: rows ordered by place and step; `step` 0 is the hit, the others its neighbors.
+        tenant_id: whose they are.
+        limit: hits at most.
+        diversity: None, or how much weight being different from better hits has, 0 to 1.
+    """
+    hits: list[Hit] = []
+    embeddings: list[str | None] = []
+    neighbors: dict[int, list[Message]] = {}
+    for row in found:
+        message = rows.message(row, tenant_id)
+        if row["step"]:
+            neighbors.setdefault(row["place"], []).append(message)
+            continue
+        hits.append(_hit(row, message, neighbors.setdefault(row["place"], [])))
+        embeddings.append(row["embedding"])
+    if diversity is not None:
+        return [hits[index] for index in _diverse(hits, embeddings, limit, diversity)]
+    return hits[:limit]
+
+
+def _hit(row: Any, message: Message, neighbors: list[Message]) -> Hit:  # noqa: ANN401 (a row)
+    distance: float | None = row["distance"]
+    text_score: float | None = row["text_score"]
+    found_by = [
+        name
+        for name, value in (("vector", distance), ("text", text_score))
+        if value is not None
+    ]
+    return Hit(
+        message=message,
+        distance=distance,
+        text_score=text_score,
+        score=1 - distance if distance is not None else text_score or 0.0,
+        found_by=tuple(found_by),
+        neighbors=neighbors,
+    )
+
+
+def _diverse(
+    hits: list[Hit], embeddings: list[str | None], limit: int, diversity: float
+) -> list[int]:
+    """Choose hits by maximal marginal relevance.
+
+    Relevance is the score, scaled to 0 … 1 over the candidates; likeness is the cosine to the
+    nearest hit chosen already. A hit without an embedding is like nothing.
+
+    Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
+    """
+    import numpy as np  # noqa: PLC0415 (loaded by who asks for diversity, not by every request)
+
+    if not hits:
+        return []
+    width = max((text.count(",") + 1 for text in embeddings if text), default=1)
+    vectors = np.zeros((len(hits), width))
+    for index, text in enumerate(embeddings):
+        if text:
+            vectors[index] = np.fromstring(text[1:-1], sep=",")
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    scores = np.array([hit.score for hit in hits])
+    spread = np.ptp(scores)
+    relevance = (scores - scores.min()) / spread if spread else np.ones(len(hits))
+    likeness = np.zeros(len(hits))
+    left = np.ones(len(hits), dtype=bool)
+    chosen: list[int] = []
+    while left.any() and len(chosen) < limit:
+        value = (1 - diversity) * relevance - diversity * likeness
+        best = int(np.argmax(np.where(left, value, -np.inf)))
+        chosen.append(best)
+        left[best] = False
+        likeness = np.maximum(likeness, vectors @ vectors[best])
+    return chosen

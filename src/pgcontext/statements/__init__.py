@@ -1,0 +1,96 @@
+"""Every SQL text of the request path, one constant per operation.
+
+Statements take and return built-in scalars, `json`/`jsonb` and `text[]` only: anything else makes
+asyncpg look types up on each new connection. They are named as the store's methods; the name is
+the statement's first line and shows in `pg_stat_activity`.
+"""
+
+from functools import lru_cache
+from typing import Final, LiteralString
+
+from pgcontext.statements.contexts import (
+    ANCESTORS,
+    CREATE,
+    DELETE,
+    FORK,
+    FORKS,
+    GET,
+    LIST,
+    LOCK,
+    RESTORE,
+    UPDATE,
+)
+from pgcontext.statements.messages import (
+    APPEND,
+    APPEND_REFUSED,
+    DELETE_MESSAGES,
+    DIFF,
+    HISTORY,
+    HISTORY_AFTER,
+    MERGE,
+    MERGED,
+    RESTORE_MESSAGES,
+    WINDOW,
+)
+from pgcontext.statements.retention import (
+    ERASE,
+    ERASE_LOCK,
+    PURGE_CONTEXTS,
+    PURGE_LOCK,
+    PURGE_MESSAGES,
+)
+from pgcontext.statements.search import (
+    SEARCH_CONTEXT_TEXT,
+    SEARCH_CONTEXT_VECTOR,
+    SEARCH_TENANT_TEXT,
+    SEARCH_TENANT_VECTOR,
+)
+
+__all__ = [
+    "ANCESTORS",
+    "APPEND",
+    "APPEND_REFUSED",
+    "CREATE",
+    "DELETE",
+    "DELETE_MESSAGES",
+    "DIFF",
+    "ERASE",
+    "ERASE_LOCK",
+    "FORK",
+    "FORKS",
+    "GET",
+    "HISTORY",
+    "HISTORY_AFTER",
+    "LIST",
+    "LOCK",
+    "MERGE",
+    "MERGED",
+    "PURGE_CONTEXTS",
+    "PURGE_LOCK",
+    "PURGE_MESSAGES",
+    "RESTORE",
+    "RESTORE_MESSAGES",
+    "SEARCH_CONTEXT_TEXT",
+    "SEARCH_CONTEXT_VECTOR",
+    "SEARCH_TENANT_TEXT",
+    "SEARCH_TENANT_VECTOR",
+    "UPDATE",
+    "WINDOW",
+    "in_schema",
+]
+
+_OBJECTS: Final = {
+    "@contexts": "contexts",
+    "@messages": "messages",
+    "@tombstones": "tombstones",
+    "@nearest": "pgcontext_nearest",
+}
+
+
+@lru_cache(maxsize=256)
+def in_schema(statement: LiteralString, schema: str) -> str:
+    """Return the statement with its tables in `schema`, a setting that was checked to be a name."""
+    text: str = statement
+    for mark, name in _OBJECTS.items():
+        text = text.replace(mark, f'"{schema}".{name}')
+    return text

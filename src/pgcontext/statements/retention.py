@@ -1,0 +1,304 @@
+"""Statements of purge and erase. $1 is the tenant.
+
+Both ask which contexts show a message, and so look from its owner down the forks. `@shown_below`
+is that path: one row a context below (and including) each context in `origin`, with the highest
+version of the origin that it inherits, and, as in `@lineage`, who hides what up to which revision.
+"""
+
+from typing import Final, LiteralString
+
+from pgcontext.statements.fragments import compose
+
+BELOW: Final[LiteralString] = """below AS (
+    SELECT o.id AS root, c.id, c.latest_version AS hi,
+           '{}'::uuid[] AS above, '{}'::bigint[] AS above_as_ofs
+    FROM origin AS o
+    JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = o.id
+    UNION ALL
+    SELECT b.root, c.id, least(b.hi, c.fork_version),
+           b.above || b.id, b.above_as_ofs || c.fork_revision
+    FROM below AS b
+    CROSS JOIN LATERAL (
+        SELECT c.id, c.fork_version, c.fork_revision
+        FROM @contexts AS c
+        WHERE c.tenant_id = $1 AND c.parent_id = b.id
+        OFFSET 0
+    ) AS c
+    WHERE least(b.hi, c.fork_version) > 0
+)"""
+
+# $2 context, $3 versions or NULL for all it wrote. Locks the owners of those messages and every
+# context below them, in the order of their ids. FOR UPDATE keeps new forks out until the commit.
+ERASE_LOCK: Final[LiteralString] = compose(
+    """
+-- pgcontext.erase_lock
+WITH RECURSIVE viewer AS (
+    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1 AND c.id = $2
+),
+@lineage,
+tree AS (
+    SELECT l.id
+    FROM lineage AS l
+    WHERE CASE WHEN $3::text[] IS NULL THEN l.depth = 0 ELSE EXISTS (
+        SELECT FROM unnest($3::text[]::bigint[]) AS w (version)
+        WHERE w.version > l.lo AND w.version <= l.hi
+    ) END
+    UNION
+    SELECT c.id
+    FROM tree AS t
+    CROSS JOIN LATERAL (
+        SELECT c.id FROM @contexts AS c
+        WHERE c.tenant_id = $1 AND c.parent_id = t.id
+        OFFSET 0
+    ) AS c
+)
+SELECT c.id
+FROM @contexts AS c
+WHERE c.tenant_id = $1 AND c.id IN (SELECT tree.id FROM tree)
+ORDER BY c.id
+FOR UPDATE
+"""
+)
+
+# $2 context, $3 versions or NULL. Runs under the locks of ERASE_LOCK.
+# Returns missing (how many of the versions the view does not have; nothing is changed if any),
+# messages and contexts. No row: no such context.
+#
+# An erased message keeps its row and version. A tombstone with revision 0 at its owner hides it
+# in every view, also in forks made before.
+ERASE: Final[LiteralString] = compose(
+    """
+-- pgcontext.erase
+WITH RECURSIVE viewer AS (
+    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1 AND c.id = $2
+),
+@lineage,
+wanted AS (
+    SELECT DISTINCT w.version FROM unnest($3::text[]::bigint[]) AS w (version)
+    WHERE $3 IS NOT NULL
+    UNION ALL
+    SELECT m.version FROM @messages AS m
+    WHERE $3 IS NULL AND m.tenant_id = $1 AND m.context_id = $2
+),
+member AS MATERIALIZED (
+    SELECT s.*
+    FROM wanted AS w
+    JOIN lineage AS l ON w.version > l.lo AND w.version <= l.hi
+    CROSS JOIN LATERAL (
+        SELECT m.id, m.context_id, m.version, m.token_count, EXISTS (
+            SELECT FROM @tombstones AS t
+            WHERE t.tenant_id = $1 AND t.context_id = l.id AND t.version = m.version
+              AND t.revision = 0
+        ) AS erased
+        FROM @messages AS m
+        WHERE m.tenant_id = $1 AND m.context_id = l.id AND m.version = w.version
+          AND (@in_view OR EXISTS (
+            SELECT FROM @tombstones AS t
+            WHERE t.tenant_id = $1 AND t.context_id = l.id AND t.version = m.version
+              AND t.revision = 0
+          ))
+        LIMIT 1
+    ) AS s
+),
+missing AS (
+    SELECT (SELECT count(*) FROM wanted) - (SELECT count(*) FROM member) AS versions
+),
+target AS (
+    SELECT member.*
+    FROM member CROSS JOIN missing
+    WHERE missing.versions = 0 AND NOT member.erased
+),
+origin AS (SELECT DISTINCT target.context_id AS id FROM target),
+@below,
+showing AS (
+    SELECT l.id, count(*) AS messages, sum(m.token_count) AS tokens
+    FROM target AS m
+    JOIN (
+        SELECT b.root, b.id, b.hi, true AS hides_any,
+               b.above || b.id AS hiders, b.above_as_ofs || 9223372036854775807 AS as_ofs
+        FROM below AS b
+    ) AS l ON l.root = m.context_id AND m.version <= l.hi
+    WHERE @visible
+    GROUP BY l.id
+),
+emptied AS (
+    UPDATE @messages AS m
+    SET content = NULL, payload = NULL, tool_call_id = NULL, tool_name = NULL, model = NULL,
+        token_count = 0, embedding = NULL, embedding_model = NULL, embed_after = NULL,
+        deleted_at = coalesce(m.deleted_at, now())
+    FROM target
+    WHERE m.tenant_id = $1 AND m.id = target.id
+),
+hidden AS (
+    INSERT INTO @tombstones AS t (tenant_id, context_id, version, revision)
+    SELECT $1, target.context_id, target.version, 0 FROM target
+    ON CONFLICT (tenant_id, context_id, version) WHERE restored_revision IS NULL
+    DO UPDATE SET revision = 0
+),
+changed AS (
+    UPDATE @contexts AS c
+    SET message_count = c.message_count - n.messages,
+        total_tokens = c.total_tokens - n.tokens,
+        revision = c.revision + 1,
+        updated_at = now(),
+        name = CASE WHEN n.whole THEN NULL ELSE c.name END,
+        metadata = CASE WHEN n.whole THEN '{}' ELSE c.metadata END,
+        deleted_at = CASE WHEN n.whole THEN coalesce(c.deleted_at, now()) ELSE c.deleted_at END
+    FROM (
+        SELECT s.id, sum(s.messages)::integer AS messages, sum(s.tokens)::bigint AS tokens,
+               bool_or(s.whole) AS whole
+        FROM (
+            SELECT showing.id, showing.messages, showing.tokens, false AS whole FROM showing
+            UNION ALL
+            SELECT $2, 0, 0, true WHERE $3 IS NULL
+        ) AS s
+        GROUP BY s.id
+    ) AS n
+    WHERE c.tenant_id = $1 AND c.id = n.id
+)
+SELECT missing.versions AS missing, (SELECT count(*) FROM target) AS messages,
+       (SELECT count(*) FROM showing) AS contexts
+FROM viewer CROSS JOIN missing
+""".replace("@below", BELOW)
+)
+
+# $2 seconds, $3 the last id of the batch before, $4 contexts at most. Locks contexts that were
+# deleted or had expired that long ago, and deletes the expired ones softly, so that from here on
+# nobody forks or appends to them. Returns their ids.
+PURGE_LOCK: Final[LiteralString] = compose("""
+-- pgcontext.purge_lock
+WITH dead AS MATERIALIZED (
+    SELECT c.id
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1
+      AND (c.deleted_at <= now() - make_interval(secs => $2)
+           OR c.expires_at <= now() - make_interval(secs => $2))
+      AND ($3::uuid IS NULL OR c.id > $3)
+    ORDER BY c.id
+    LIMIT $4
+    FOR UPDATE
+),
+expired AS (
+    UPDATE @contexts AS c
+    SET deleted_at = now(), updated_at = now(), revision = c.revision + 1
+    FROM dead
+    WHERE c.tenant_id = $1 AND c.id = dead.id AND c.deleted_at IS NULL
+)
+SELECT dead.id FROM dead ORDER BY dead.id
+""")
+
+# $2 seconds, $3 contexts locked by PURGE_LOCK, or NULL for the hidden messages of all, $4 rows at
+# most. Removes what no context shows any more, nor could show again: a context counts unless it
+# is itself up for removal, and what it hid lately counts as shown. Returns how many.
+PURGE_MESSAGES: Final[LiteralString] = compose(
+    """
+-- pgcontext.purge_messages
+WITH RECURSIVE cutoff AS (SELECT now() - make_interval(secs => $2) AS moment),
+candidate AS (
+    SELECT m.id, m.context_id, m.version
+    FROM @messages AS m CROSS JOIN cutoff
+    WHERE $3::text[] IS NULL AND m.tenant_id = $1 AND m.deleted_at <= cutoff.moment
+    UNION ALL
+    SELECT m.id, m.context_id, m.version
+    FROM unnest($3::text[]::uuid[]) AS d (id)
+    CROSS JOIN LATERAL (
+        SELECT m.id, m.context_id, m.version FROM @messages AS m
+        WHERE m.tenant_id = $1 AND m.context_id = d.id
+        OFFSET 0
+    ) AS m
+),
+origin AS (SELECT DISTINCT candidate.context_id AS id FROM candidate),
+@below,
+keeper AS (
+    SELECT b.root, b.id, b.hi, b.above || b.id AS hiders,
+           b.above_as_ofs || 9223372036854775807 AS as_ofs
+    FROM below AS b
+    JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = b.id
+    CROSS JOIN cutoff
+    WHERE b.id <> b.root
+      AND (c.deleted_at <= cutoff.moment) IS NOT TRUE
+      AND (c.expires_at <= cutoff.moment) IS NOT TRUE
+),
+removable AS (
+    SELECT m.id, m.context_id, m.version
+    FROM candidate AS m
+    WHERE NOT EXISTS (
+        SELECT FROM keeper AS k
+        WHERE k.root = m.context_id AND m.version <= k.hi AND NOT EXISTS (
+            SELECT FROM unnest(k.hiders, k.as_ofs) AS h (id, as_of)
+            CROSS JOIN LATERAL (
+                SELECT FROM @tombstones AS t
+                WHERE t.tenant_id = $1 AND t.context_id = h.id AND t.version = m.version
+                  AND t.revision <= h.as_of
+                  AND (t.restored_revision IS NULL OR t.restored_revision > h.as_of)
+                  AND (t.context_id <> k.id
+                       OR t.created_at <= (SELECT cutoff.moment FROM cutoff))
+                LIMIT 1
+            ) AS t
+        )
+    )
+    LIMIT $4
+),
+removed AS (
+    DELETE FROM @messages AS m
+    USING removable AS r, cutoff
+    WHERE m.tenant_id = $1 AND m.id = r.id
+      -- Looked at again on the row itself, in case somebody has just restored it.
+      AND ($3 IS NOT NULL OR m.deleted_at <= cutoff.moment)
+    RETURNING m.context_id, m.version
+),
+cleared AS (
+    DELETE FROM @tombstones AS t
+    USING removed AS r
+    WHERE t.tenant_id = $1 AND t.context_id = r.context_id AND t.version = r.version
+)
+SELECT count(*) AS messages FROM removed
+""".replace("@below", BELOW)
+)
+
+# $2 seconds, $3 contexts at most. Removes contexts up for removal that have no message left and
+# below which there are only such. Returns how many.
+PURGE_CONTEXTS: Final[LiteralString] = compose("""
+-- pgcontext.purge_contexts
+WITH RECURSIVE dead AS (
+    SELECT c.id
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1
+      AND (c.deleted_at <= now() - make_interval(secs => $2)
+           OR c.expires_at <= now() - make_interval(secs => $2))
+),
+tree AS (
+    SELECT dead.id AS root, dead.id FROM dead
+    UNION ALL
+    SELECT t.root, c.id
+    FROM tree AS t
+    CROSS JOIN LATERAL (
+        SELECT c.id FROM @contexts AS c
+        WHERE c.tenant_id = $1 AND c.parent_id = t.id
+        OFFSET 0
+    ) AS c
+),
+removable AS (
+    SELECT t.root AS id
+    FROM tree AS t
+    GROUP BY t.root
+    HAVING bool_and(
+        t.id IN (SELECT dead.id FROM dead)
+        AND NOT EXISTS (
+            SELECT FROM @messages AS m WHERE m.tenant_id = $1 AND m.context_id = t.id
+        )
+    )
+    LIMIT $3
+),
+removed AS (
+    DELETE FROM @contexts AS c
+    USING removable AS r
+    WHERE c.tenant_id = $1 AND c.id = r.id
+    RETURNING c.id
+)
+SELECT count(*) AS contexts FROM removed
+""")
