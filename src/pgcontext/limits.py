@@ -22,6 +22,10 @@ QUERY_CHARS_MAX: Final = 32_768
 TOKEN_COUNT_MAX: Final = 2**31 - 1
 VERSION_MAX: Final = 2**63 - 1
 
+# What the command line reads at once: a file may be any length, one conversation in it not.
+IMPORT_CONVERSATION_BYTES_MAX: Final = 256 * 1024 * 1024
+IMPORT_BATCH_BYTES_MAX: Final = 1024 * 1024
+
 # What one call may give back.
 HISTORY_MESSAGES_MAX: Final = 1_000
 LIST_CONTEXTS_MAX: Final = 200
@@ -55,3 +59,8 @@ BACKOFF_SECONDS_MAX: Final = 2.0
 POSTGRESQL_VERSION_MIN: Final = 15
 PGVECTOR_VERSION_MIN: Final = (0, 8, 0)
 PGVECTOR_VERSION_ADVISED: Final = (0, 8, 4)
+
+# The embedded PostgreSQL.
+EMBEDDED_START_SECONDS_MAX: Final = 60.0
+EMBEDDED_STOP_SECONDS_MAX: Final = 30.0
+EMBEDDED_LOG_BYTES_MAX: Final = 1024 * 1024

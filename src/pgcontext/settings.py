@@ -234,3 +234,8 @@ def _seconds(env: Mapping[str, str], name: str) -> float | None:
 def _in_function(env: Mapping[str, str]) -> bool:
     # VERCEL=1 is also set while building, where nothing connects.
     return bool(env.get("AWS_LAMBDA_FUNCTION_NAME") or env.get("VERCEL"))
+
+
+def child_environment(**changes: str) -> dict[str, str]:
+    """Return the environment for a process this one starts: its own, with some variables set."""
+    return {**os.environ, **changes}
