@@ -64,3 +64,7 @@ PGVECTOR_VERSION_ADVISED: Final = (0, 8, 4)
 EMBEDDED_START_SECONDS_MAX: Final = 60.0
 EMBEDDED_STOP_SECONDS_MAX: Final = 30.0
 EMBEDDED_LOG_BYTES_MAX: Final = 1024 * 1024
+
+# Migrations: how long to wait for one that runs already, and for a lock on a table.
+MIGRATION_TURN_SECONDS_MAX: Final = 600
+MIGRATION_LOCK_SECONDS_MAX: Final = 10

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from pgcontext.cli import contexts, exporting, importing, searching, trees
 from pgcontext.cli.output import Output
 
 app = typer.Typer(
@@ -41,7 +42,21 @@ def _main(
     Output.show_traceback = debug
 
 
+CONVERSATIONS = "Conversations"
+FILES = "In and out"
+DATABASE = "Database"
+
+app.command("list", rich_help_panel=CONVERSATIONS)(contexts.list_contexts)
+app.command(rich_help_panel=CONVERSATIONS)(contexts.show)
+app.command(rich_help_panel=CONVERSATIONS)(trees.tree)
+app.command(rich_help_panel=CONVERSATIONS)(searching.search)
+app.command(rich_help_panel=CONVERSATIONS)(contexts.fork)
+app.command(rich_help_panel=CONVERSATIONS)(contexts.delete)
+app.command(rich_help_panel=CONVERSATIONS)(contexts.restore)
+app.command("import", rich_help_panel=FILES)(importing.import_file)
+app.command(rich_help_panel=FILES)(exporting.export)
+
 if find_spec("pgcontext.cli.db"):
     from pgcontext.cli import db
 
-    app.add_typer(db.app, name="db")
+    app.add_typer(db.app, name="db", rich_help_panel=DATABASE)
