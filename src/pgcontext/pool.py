@@ -15,7 +15,7 @@ import random
 import ssl
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import asyncpg
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from pgcontext.settings import Settings
 
-    Connection = asyncpg.Connection[asyncpg.Record] | asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 T = TypeVar("T")
 
@@ -71,13 +71,13 @@ class Pool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pools: WeakKeyDictionary[
-            asyncio.AbstractEventLoop, asyncpg.Pool[asyncpg.Record]
-        ] = WeakKeyDictionary()
+        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncpg.Pool[asyncpg.Record]] = (
+            WeakKeyDictionary()
+        )
         self._process_id = os.getpid()
         self._used_at = time.time()
 
-    async def fetch(self, statement: str, *args: Any) -> tuple[list[asyncpg.Record], bool]:
+    async def fetch(self, statement: str, *args: object) -> tuple[list[asyncpg.Record], bool]:
         """Send one statement.
 
         A failure that passes by itself is tried again, at most `ATTEMPTS_MAX` times in all, with
@@ -130,7 +130,7 @@ class Pool:
                 error.retried = retried
                 raise
             except UnavailableError as error:
-                if isinstance(error, _Overdue) or attempt == limits.ATTEMPTS_MAX:
+                if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
                     raise
                 # The reply may have been lost after the commit.
                 retried = True
@@ -156,11 +156,11 @@ class Pool:
                 f"The database did not answer within {self._settings.statement_seconds:g} s; "
                 "whether it did the work is not known."
             )
-            raise _Overdue(msg) from error
+            raise _OverdueError(msg) from error
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError(error.constraint_name or "") from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _translate(error) from error
+            raise translate(error) from error
         finally:
             await pool.release(connection)
         if statement_logger.isEnabledFor(logging.DEBUG):
@@ -234,7 +234,7 @@ class Pool:
             msg = "The database could not be reached in time."
             raise UnavailableError(msg) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise _translate(error) from error
+            raise translate(error) from error
 
     def _abandon_dead_loops(self) -> None:
         for loop in [loop for loop in self._pools if loop.is_closed()]:
@@ -246,7 +246,7 @@ class Pool:
                 logger.info("connections of a closed event loop were abandoned")
 
 
-class _Overdue(UnavailableError):
+class _OverdueError(UnavailableError):
     """The statement's time is used up, so there is none left for another try."""
 
 
@@ -261,7 +261,7 @@ def _backoff_seconds(attempt: int) -> float:
     return random.uniform(0, longest)  # noqa: S311 (no secret)
 
 
-def _translate(error: Exception) -> ContextStoreError:
+def translate(error: Exception) -> ContextStoreError:
     """Turn a failure of the driver into ours. The server's own words may quote values: left out."""
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, asyncpg.PostgresError) and sqlstate and sqlstate != UNIQUE_VIOLATION:

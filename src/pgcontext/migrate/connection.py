@@ -1,0 +1,155 @@
+"""The connection of a migration: direct, in one transaction, with our errors."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import asyncpg
+from alembic.util import CommandError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from pgcontext.errors import (
+    PRIVILEGE_SQLSTATE,
+    ConfigError,
+    ContextStoreError,
+    UnavailableError,
+    is_retryable_sqlstate,
+)
+from pgcontext.pool import translate
+from pgcontext.tls import tls_context
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Generator
+
+    from sqlalchemy import Connection
+
+    from pgcontext.settings import Settings
+    from pgcontext.url import DatabaseUrl
+
+T = TypeVar("T")
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
+DEPENDENT_OBJECTS: Final = "2BP01"
+
+_one_at_a_time = threading.Lock()  # Alembic keeps what it runs in module globals.
+
+
+def direct_url(settings: Settings) -> DatabaseUrl:
+    """Return the URL to migrate over.
+
+    Raises:
+        ConfigError: there is none, or it names a transaction pooler.
+    """
+    url = settings.direct_url
+    if url is None:
+        raise ConfigError(
+            "No database is named: set DATABASE_URL_UNPOOLED (or a direct DATABASE_URL) to "
+            "postgresql://user:password@host:port/database."
+        )
+    return url
+
+
+def run(work: Callable[[Connection], T], settings: Settings, *, keep: bool = True) -> T:
+    """Run `work` in one transaction over the direct URL; `keep=False` rolls it back.
+
+    Raises:
+        ContextStoreError: whatever went wrong, in one sentence; nothing was changed.
+    """
+    url = direct_url(settings)
+    with _one_at_a_time:
+        return _run_to_end(_transact(work, url, settings, keep=keep))
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:  # a notebook or another application runs a loop here
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+async def _transact(
+    work: Callable[[Connection], T], url: DatabaseUrl, settings: Settings, *, keep: bool
+) -> T:
+    async def connect() -> asyncpg.Connection[asyncpg.Record]:
+        return await asyncpg.connect(
+            **url.connect_kwargs(),
+            ssl=tls_context(url),
+            timeout=url.connect_seconds or settings.connect_seconds,
+            statement_cache_size=0,
+        )
+
+    engine = create_async_engine(
+        "postgresql+asyncpg://",
+        async_creator=connect,
+        poolclass=NullPool,
+        # After waiting for another migration, what it did must be seen.
+        isolation_level="READ COMMITTED",
+    )
+    try:
+        with _translated(settings):
+            async with engine.connect() as connection:
+                result = await connection.run_sync(work)
+                await (connection.commit() if keep else connection.rollback())
+                return result
+    finally:
+        await engine.dispose()
+
+
+@contextmanager
+def _translated(settings: Settings) -> Generator[None]:
+    """Turn what the driver, SQLAlchemy and Alembic raise into our errors."""
+    try:
+        yield
+    except DBAPIError as error:
+        raise _refusal(error, settings) from error
+    except CommandError as error:
+        raise ContextStoreError(f"Alembic refused: {error}") from error
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise translate(error) from error
+
+
+def _refusal(error: DBAPIError, settings: Settings) -> ContextStoreError:
+    """Say what a failed statement means. The server's own words may quote values: left out."""
+    sqlstate: str | None = getattr(error.orig, "sqlstate", None)
+    if sqlstate is None or error.connection_invalidated:
+        return UnavailableError("The connection was lost during the migration; nothing changed.")
+    if (error.statement or "").lstrip().startswith("CREATE EXTENSION"):
+        sentence: type[ContextStoreError] = ConfigError
+        text = (
+            "This role could not create the extension pgvector: have a superuser, or your "
+            "provider's administrator role, run CREATE EXTENSION vector; in this database, then "
+            "run this again"
+        )
+    elif sqlstate == LOCK_NOT_AVAILABLE:
+        sentence = UnavailableError
+        text = (
+            "Other sessions held pgcontext's tables, or another migration ran, for too long; "
+            "nothing was changed: run this again when there is less traffic"
+        )
+    elif sqlstate == PRIVILEGE_SQLSTATE:
+        sentence = ConfigError
+        text = (
+            f"This role may not change pgcontext's tables in the schema {settings.schema}: "
+            "migrate as the role that owns them"
+        )
+    elif sqlstate == DEPENDENT_OBJECTS:
+        sentence = ConfigError
+        text = (
+            "Foreign keys, views or other objects of your own depend on pgcontext's tables; "
+            "nothing was changed: remove those first"
+        )
+    elif is_retryable_sqlstate(sqlstate):
+        sentence = UnavailableError
+        text = "The database gave up on the migration; nothing was changed: run this again"
+    else:
+        sentence = ContextStoreError
+        text = "The database refused the migration; nothing was changed"
+    return sentence(f"{text} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
