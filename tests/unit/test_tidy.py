@@ -12,6 +12,7 @@ import pytest
 import typer
 from packaging.requirements import Requirement
 
+from pgcontext import statements
 from pgcontext.cli.app import app
 from pgcontext.settings import Settings
 
@@ -94,6 +95,31 @@ def test_sql_lives_in_its_room() -> None:
         if SQL.search(text)
     ]
     assert not stray, stray
+
+
+STATEMENTS: Final = [name for name in statements.__all__ if name.isupper()]
+
+
+@pytest.mark.parametrize("name", STATEMENTS)
+def test_statements_name_themselves_and_their_tenant(name: str) -> None:
+    """A statement's first line is its tag, which pg_stat_activity shows, and $1 is the tenant."""
+    text: str = getattr(statements, name)
+    assert re.match(r"-- pgcontext\.[a-z_]+\n", text)
+    assert re.search(r"tenant_id(?: = |, .*?VALUES \()\$1\b", text, re.DOTALL)
+
+
+def test_statements_are_never_formatted() -> None:
+    """No f-string, format() or % stands in `statements`: no value becomes part of a text."""
+    formatted = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted((SOURCE / "statements").rglob("*.py"))
+        if path.name != "__init__.py"  # in_schema puts the schema's name in, which is a setting
+        for node in ast.walk(parsed(path))
+        if isinstance(node, ast.JoinedStr)
+        or (isinstance(node, ast.Attribute) and node.attr in {"format", "format_map"})
+        or (isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod))
+    ]
+    assert not formatted, formatted
 
 
 def test_only_settings_reads_the_environment() -> None:
