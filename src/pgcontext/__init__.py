@@ -1,6 +1,6 @@
 """Conversations for LLM applications on your own PostgreSQL: versions, forks, windows, search.
 
-    from pgcontext import ContextStore
+from pgcontext import ContextStore
 """
 
 from pgcontext.embedding import Embedder

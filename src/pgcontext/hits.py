@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 
-def assemble(found: list[Any], tenant_id: UUID, *, limit: int, diversity: float | None) -> list[Hit]:
+def assemble(
+    found: list[Any], tenant_id: UUID, *, limit: int, diversity: float | None
+) -> list[Hit]:
     """Make hits of the rows of a SEARCH statement, best first.
 
     Args:
@@ -39,9 +41,7 @@ def _hit(row: Any, message: Message, neighbors: list[Message]) -> Hit:  # noqa: 
     distance: float | None = row["distance"]
     text_score: float | None = row["text_score"]
     found_by = [
-        name
-        for name, value in (("vector", distance), ("text", text_score))
-        if value is not None
+        name for name, value in (("vector", distance), ("text", text_score)) if value is not None
     ]
     return Hit(
         message=message,
@@ -63,7 +63,7 @@ def _diverse(
 
     Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
     """
-    import numpy as np  # noqa: PLC0415 (loaded by who asks for diversity, not by every request)
+    import numpy as np
 
     if not hits:
         return []

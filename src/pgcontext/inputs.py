@@ -166,7 +166,8 @@ def json_object(value: object, name: str, *, bytes_max: int) -> str | None:
     if not isinstance(value, Mapping):
         msg = f"{name} must be a JSON object (a mapping)."
         raise InvalidInputError(msg)
-    encoded = msgspec.json.encode(json_value(dict(cast("Mapping[Any, Any]", value)), name))
+    mapping = dict(cast("Mapping[object, object]", value))
+    encoded = msgspec.json.encode(json_value(mapping, name))
     if len(encoded) > bytes_max:
         msg = f"{name} must have at most {bytes_max:,} bytes as JSON."
         raise LimitExceededError(msg)
@@ -179,7 +180,7 @@ def json_value(value: Any, name: str, depth: int = 0) -> Any:  # noqa: ANN401
     Strict on purpose: a tuple would come back as a list and a date as text, so they are refused.
     Numbers whose JSON text jsonb would change are put in a text form that it keeps.
     """
-    kind = type(value)
+    kind = cast("type[object]", type(value))
     if kind is str:
         storable(value, name)
         return value

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from uuid import UUID  # noqa: TC003 (msgspec reads the annotations at run time)
+from uuid import UUID
 
 import msgspec
 
@@ -48,7 +48,7 @@ class Draft(msgspec.Struct, omit_defaults=True):
 
 
 def drafts(
-    messages: MessageInput | Iterable[MessageInput],
+    messages: object,
     *,
     dimensions: int,
     embedding_model: str | None,
@@ -57,7 +57,7 @@ def drafts(
     """Check a batch.
 
     Args:
-        messages: one message or an iterable of them.
+        messages: one mapping or `NewMessage`, or an iterable of them.
         dimensions: length of the embeddings.
         embedding_model: the model of embeddings that come without one.
         tokenizer: gives the tokenizer, asked only when a message has no `token_count`.
@@ -65,13 +65,13 @@ def drafts(
     Raises:
         InvalidInputError: says which message (counted from 0) and what about it.
     """
-    if isinstance(messages, (Mapping, NewMessage)):
-        messages = [messages]
-    elif isinstance(messages, (str, bytes)) or not isinstance(messages, Iterable):
+    single = isinstance(messages, (Mapping, NewMessage))
+    given = cast("object", [messages] if single else messages)
+    if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         msg = "messages must be a mapping, a NewMessage, or an iterable of them."
         raise InvalidInputError(msg)
     result: list[Draft] = []
-    for index, message in enumerate(messages):
+    for index, message in enumerate(cast("Iterable[object]", given)):
         if index >= limits.MESSAGES_PER_APPEND_MAX:
             msg = (
                 f"At most {limits.MESSAGES_PER_APPEND_MAX:,} messages are accepted at once; "
@@ -93,30 +93,24 @@ def drafts(
 
 
 def _draft(
-    message: MessageInput,
+    message: object,
     dimensions: int,
     embedding_model: str | None,
     tokenizer: Callable[[], Tokenizer],
 ) -> Draft:
-    if isinstance(message, NewMessage):
-        message = _mapping(message)
-    elif not isinstance(message, Mapping):
-        msg = "a message must be a mapping or a NewMessage."
-        raise InvalidInputError(msg)
-    if "role" not in message:
+    mapping = _mapping(message)
+    if "role" not in mapping:
         msg = "role is missing."
         raise InvalidInputError(msg)
-    given_id = message.get("id")
+    given_id = mapping.get("id")
     draft = Draft(
         id=uuid7() if given_id is None else inputs.uuid(given_id, "id"),
-        role=inputs.role(message["role"]),
-        model=inputs.optional_text(
-            message.get("model"), "model", chars_max=limits.MODEL_CHARS_MAX
-        ),
+        role=inputs.role(mapping["role"]),
+        model=inputs.optional_text(mapping.get("model"), "model", chars_max=limits.MODEL_CHARS_MAX),
     )
-    _split(draft, message)
-    _embed(draft, message, dimensions, embedding_model)
-    given = message.get("token_count")
+    _split(draft, mapping)
+    _embed(draft, mapping, dimensions, embedding_model)
+    given = mapping.get("token_count")
     draft.token_count = (
         _count(draft, tokenizer())
         if given is None
@@ -207,8 +201,13 @@ def _count(draft: Draft, tokenizer: Tokenizer) -> int:
     return tokens
 
 
-def _mapping(message: NewMessage) -> dict[str, Any]:
-    """Return the mapping that says the same."""
+def _mapping(message: object) -> Mapping[str, Any]:
+    """Return the message as a mapping; of a `NewMessage`, the one that says the same."""
+    if isinstance(message, Mapping):
+        return cast("Mapping[str, Any]", message)
+    if not isinstance(message, NewMessage):
+        msg = "a message must be a mapping or a NewMessage."
+        raise InvalidInputError(msg)
     mapping: dict[str, Any] = {"role": message.role, "content": message.content}
     for key in (
         "tool_calls",

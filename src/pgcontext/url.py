@@ -22,7 +22,7 @@ Pooling: TypeAlias = Literal["transaction", "session", "direct", "unknown"]
 TlsMode: TypeAlias = Literal["disable", "require", "verify-ca", "verify-full"]
 
 DEFAULT_PORT: Final = 5432
-PGBOUNCER_PORT: Final = 6432
+PORTS: Final = 65_536
 
 # Parameters that providers and other clients put into URLs and that mean nothing to us.
 NOISE_PARAMETERS: Final = frozenset(
@@ -115,18 +115,11 @@ class DatabaseUrl(msgspec.Struct, frozen=True, kw_only=True):
 
     def masked(self) -> str:
         """Return the URL with the password replaced by ***, as it may stand in a log."""
-        user = quote(self.user or "", safe="")
-        secret = ":***" if self.password else ""
-        at = "@" if user or secret else ""
-        hosts = ",".join(_host_text(host, port) for host, port in self.hosts)
-        return f"postgresql://{user}{secret}{at}{hosts}/{quote(self.database or '', safe='')}"
+        return self._written(password="***", parameters={})  # noqa: S106 (no secret)
 
     def text(self) -> str:
         """Return the whole URL, password included, for another process's environment."""
-        user = quote(self.user or "", safe="")
-        secret = f":{quote(self.password, safe='')}" if self.password else ""
-        at = "@" if user or secret else ""
-        hosts = ",".join(_host_text(host, port) for host, port in self.hosts)
+        seconds = self.connect_seconds
         parameters = {
             "sslmode": None if self.is_local and self.tls == "disable" else self.tls,
             "sslrootcert": self.sslrootcert,
@@ -134,8 +127,27 @@ class DatabaseUrl(msgspec.Struct, frozen=True, kw_only=True):
             "sslkey": self.sslkey,
             "sslnegotiation": "direct" if self.tls_direct else None,
             "target_session_attrs": self.target_session_attrs,
+            "application_name": self.application_name,
+            "connect_timeout": None if seconds is None else f"{seconds:.0f}",
         }
-        query = "&".join(f"{key}={quote(value, safe='')}" for key, value in parameters.items() if value)
+        return self._written(password=quote(self.password or "", safe=""), parameters=parameters)
+
+    def _written(self, *, password: str, parameters: dict[str, str | None]) -> str:
+        user = quote(self.user or "", safe="")
+        secret = f":{password}" if self.password else ""
+        at = "@" if user or secret else ""
+        # A socket's directory can't stand where a host does together with a port.
+        sockets = any(host.startswith(("/", "@")) for host, _ in self.hosts)
+        if sockets:
+            parameters = {
+                "host": ",".join(host for host, _ in self.hosts),
+                "port": ",".join(str(port) for _, port in self.hosts),
+                **parameters,
+            }
+        hosts = "" if sockets else ",".join(_host_text(host, port) for host, port in self.hosts)
+        query = "&".join(
+            f"{key}={quote(value, safe='/,')}" for key, value in parameters.items() if value
+        )
         path = f"/{quote(self.database or '', safe='')}"
         return f"postgresql://{user}{secret}{at}{hosts}{path}" + (f"?{query}" if query else "")
 
@@ -190,7 +202,13 @@ def parse(text: str, *, tls: TlsMode | None = None) -> DatabaseUrl:
     host_list, _, path = location.partition("/")
     parameters = _parameters(query)
     user, _, password = userinfo.partition(":")
-    hosts = _hosts(parameters.get("host") or unquote(host_list), parameters.get("port"))
+    # As in libpq, a `host` parameter has bare hosts; their ports stand in `port`.
+    addresses: list[tuple[str, str | None]] = (
+        [(host, None) for host in parameters["host"].split(",")]
+        if parameters.get("host")
+        else [_split_port(item) for item in unquote(host_list).split(",")]
+    )
+    hosts = _hosts(addresses, parameters.get("port"))
     local = all(_is_local(host) for host, _ in hosts)
     return DatabaseUrl(
         hosts=hosts,
@@ -228,14 +246,16 @@ def _parameters(query: str) -> dict[str, str]:
     return parameters
 
 
-def _hosts(hosts: str, ports: str | None) -> tuple[tuple[str, int], ...]:
+def _hosts(
+    addresses: list[tuple[str, str | None]], ports: str | None
+) -> tuple[tuple[str, int], ...]:
     port_list = ports.split(",") if ports else []
     result: list[tuple[str, int]] = []
-    for index, item in enumerate(hosts.split(",")):
-        host, port = _split_port(item)
+    for index, (host, own_port) in enumerate(addresses):
+        port = own_port
         if port is None and port_list:
             port = port_list[index if len(port_list) > 1 and index < len(port_list) else 0]
-        if port and not (port.isdigit() and 0 < int(port) < 65_536):  # noqa: PLR2004 (TCP)
+        if port and not (re.fullmatch("[0-9]{1,5}", port) and 0 < int(port) < PORTS):
             msg = "The port in the database URL must be a number from 1 to 65535."
             raise ConfigError(msg)
         result.append((host or "localhost", int(port) if port else DEFAULT_PORT))
@@ -284,15 +304,13 @@ def _unless_system(path: str | None) -> str | None:
 def _seconds(text: str | None) -> float | None:
     if text is None or text == "":
         return None
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]{1,6}", text):
         msg = "connect_timeout in the database URL must be a number of seconds."
         raise ConfigError(msg)
     return float(text) or None
 
 
 def _host_text(host: str, port: int) -> str:
-    if host.startswith("/"):
-        return quote(host, safe="") + ("" if port == DEFAULT_PORT else f":{port}")
     shown = f"[{host}]" if ":" in host else host
     return f"{shown}:{port}"
 
@@ -306,57 +324,82 @@ def _is_local(host: str) -> bool:
         return False
 
 
-# One row a provider: its host names, then what a URL of it is. The host alone does not tell a
-# pooler; at most providers the port or the database name does.
-# Source: the providers' documentation, read 2026; each form is a case in tests/unit/test_url.py.
-def classify(host: str, port: int, database: str) -> Verdict:  # noqa: C901, PLR0911, PLR0912 (a table)
+class _Provider(NamedTuple):
+    """How a provider's pooled address differs from its direct one.
+
+    Attributes:
+        name: for sentences.
+        hosts: a pattern of its host names, direct and pooled.
+        pooled: a pattern of the pooled ones, read as `host:port/database`.
+        pooled_form: how to write the pooled address; `{host}` is the one at hand.
+        tracks_statements: its pooler keeps named statements apart.
+        session: a pattern of those in session mode.
+    """
+
+    name: str
+    hosts: str
+    pooled: str
+    pooled_form: str
+    tracks_statements: bool = False
+    session: str | None = None
+
+
+# The host alone does not tell a pooler: at most providers the port or the database name does.
+# The first row that matches counts.
+# Source: the providers' documentation, 2026; each form is a case in tests/unit/test_url.py.
+_PROVIDERS: Final = (
+    _Provider(
+        "Neon",
+        r"\.neon\.(tech|build)$",
+        r"^[^.]*-pooler\.",
+        "{label}-pooler.{domain}",
+        tracks_statements=True,
+    ),
+    _Provider(
+        "Supabase",
+        r"\.pooler\.supabase\.com$",
+        r":6543/",
+        "{host}:6543",
+        session=r":5432/",
+    ),
+    _Provider("Supabase", r"\.supabase\.com?$", r":6543/", "{host}:6543"),
+    _Provider("Amazon RDS Proxy", r"\.proxy-[a-z0-9]+\.[^.]+\.rds\.amazonaws\.", r"", "{host}"),
+    _Provider(
+        "Amazon RDS",
+        r"\.rds\.amazonaws\.com(\.cn)?$",
+        r"^$",  # none: its pooler is the row above
+        "<proxy>.proxy-<id>.<region>.rds.amazonaws.com (an RDS Proxy)",
+    ),
+    _Provider("Azure", r"\.postgres\.database\.azure\.com$", r":6432/", "{host}:6432"),
+    _Provider("DigitalOcean", r"\.ondigitalocean\.com$", r":25061/", "{host}:25061"),
+    _Provider("Crunchy Bridge", r"\.postgresbridge\.com$", r":5431/", "{host}:5431"),
+    _Provider("Prisma Postgres", r"(^|\.)db\.prisma\.io$", r"^pooled\.", "pooled.db.prisma.io"),
+    _Provider("PlanetScale", r"\.(pg|horizon)\.psdb\.cloud$", r":6432/", "{host}:6432"),
+    _Provider(
+        "Tiger",
+        r"\.(tsdb\.cloud\.timescale\.com|tiger\.cloud)$",
+        r"/tsdb_transaction$",
+        "the pooler's port, database tsdb_transaction",
+        session=r"/tsdb_session$",
+    ),
+    # Whoever runs a pooler of their own: PgBouncer, PgCat and Odyssey listen there by habit.
+    _Provider("PgBouncer", r"", r":6432/", "{host}:6432 (PgBouncer)"),
+)
+
+
+def classify(host: str, port: int, database: str) -> Verdict:
     """Tell the provider and the kind of pooler from an address."""
     host = host.lower().rstrip(".")
-    if host.endswith((".neon.tech", ".neon.build")):
-        endpoint, _, rest = host.partition(".")
-        if endpoint.endswith("-pooler"):
-            return Verdict("Neon", "transaction", tracks_statements=True)
-        return Verdict("Neon", "direct", pooled_form=f"{endpoint}-pooler.{rest}")
-    if host.endswith(".pooler.supabase.com"):
-        if port == 6543:  # noqa: PLR2004
-            return Verdict("Supabase", "transaction")
-        return Verdict("Supabase", "session")
-    if host.endswith((".supabase.co", ".supabase.com")):
-        return _by_port("Supabase", host, port, pooled_port=6543)
-    if host.endswith((".rds.amazonaws.com", ".rds.amazonaws.com.cn")):
-        if re.search(r"\.proxy-[a-z0-9]+\.", host):
-            return Verdict("Amazon RDS Proxy", "transaction")
-        return Verdict(
-            "Amazon RDS",
-            "direct",
-            pooled_form="<proxy>.proxy-<id>.<region>.rds.amazonaws.com (an RDS Proxy)",
-        )
-    if host.endswith(".postgres.database.azure.com"):
-        return _by_port("Azure", host, port, pooled_port=PGBOUNCER_PORT)
-    if host.endswith(".ondigitalocean.com"):
-        return _by_port("DigitalOcean", host, port, pooled_port=25061)
-    if host.endswith(".postgresbridge.com"):
-        return _by_port("Crunchy Bridge", host, port, pooled_port=5431)
-    if host.endswith("db.prisma.io"):
-        if host.startswith("pooled."):
-            return Verdict("Prisma Postgres", "transaction")
-        return Verdict("Prisma Postgres", "direct", pooled_form="pooled.db.prisma.io")
-    if host.endswith((".pg.psdb.cloud", ".horizon.psdb.cloud")):
-        return _by_port("PlanetScale", host, port, pooled_port=PGBOUNCER_PORT)
-    if host.endswith((".tsdb.cloud.timescale.com", ".tiger.cloud")):
-        if database == "tsdb_transaction":
-            return Verdict("Tiger", "transaction")
-        if database == "tsdb_session":
-            return Verdict("Tiger", "session")
-        return Verdict("Tiger", "direct", pooled_form="the pooler's port, database tsdb_transaction")
-    if port == PGBOUNCER_PORT:
-        return Verdict("PgBouncer", "transaction")
+    address = f"{host}:{port}/{database}"
+    provider = next(row for row in _PROVIDERS if re.search(row.hosts, host))
+    if re.search(provider.pooled, address):
+        return Verdict(provider.name, "transaction", tracks_statements=provider.tracks_statements)
+    if provider.session and re.search(provider.session, address):
+        return Verdict(provider.name, "session")
+    label, _, domain = host.partition(".")
+    pooled_form = provider.pooled_form.format(host=host, label=label, domain=domain)
+    if provider.hosts:
+        return Verdict(provider.name, "direct", pooled_form=pooled_form)
     if _is_local(host) and port == DEFAULT_PORT:
-        return Verdict("local PostgreSQL", "direct", pooled_form=f"{host}:{PGBOUNCER_PORT}")
-    return Verdict("unknown", "unknown", pooled_form=f"{host}:{PGBOUNCER_PORT} (PgBouncer)")
-
-
-def _by_port(provider: str, host: str, port: int, *, pooled_port: int) -> Verdict:
-    if port == pooled_port:
-        return Verdict(provider, "transaction")
-    return Verdict(provider, "direct", pooled_form=f"{host}:{pooled_port}")
+        return Verdict("local PostgreSQL", "direct", pooled_form=pooled_form)
+    return Verdict("unknown", "unknown", pooled_form=pooled_form)

@@ -127,7 +127,7 @@ CROSS JOIN viewer AS v
 LEFT JOIN fork AS c ON true
 """)
 
-# $2 id. Root first, the context itself last; deleted ancestors too.
+# $2 id, $3 depth at most. Root first, the context itself last; deleted ancestors too.
 ANCESTORS: Final[LiteralString] = compose("""
 -- pgcontext.lineage
 WITH RECURSIVE path AS (
@@ -142,6 +142,7 @@ WITH RECURSIVE path AS (
         WHERE c.tenant_id = $1 AND c.id = p.parent_id
         LIMIT 1
     ) AS c
+    WHERE p.depth < $3::integer
 )
 SELECT @context_columns
 FROM path AS p JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = p.id

@@ -1,0 +1,144 @@
+"""What every part of the store has: settings, tenant, connections."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, LiteralString
+from uuid import UUID
+
+from pgcontext import inputs, limits, statements
+from pgcontext.errors import ConfigError
+from pgcontext.pool import Pool
+from pgcontext.settings import Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import Self
+
+    from pgcontext.embedding import Embedder
+    from pgcontext.pool import Connection
+    from pgcontext.tokens import Tokenizer
+
+Rows = list[Any]
+
+NIL_TENANT: Final = UUID(int=0)
+
+
+class StoreBase:
+    """Holds what a store is made of and sends its statements."""
+
+    _tokenizer: Tokenizer | None
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        tenant_id: UUID | str | None = None,
+        embedder: Embedder | None = None,
+        tokenizer: Tokenizer | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        if settings is None:
+            settings = Settings.from_env() if url is None else Settings.from_env(url=url)
+        elif url is not None:
+            msg = "Give either url or settings, not both."
+            raise ConfigError(msg)
+        if settings.url is None and settings.in_function:
+            msg = (
+                "No database URL is set, and a function cannot run the embedded PostgreSQL: set "
+                "DATABASE_URL to the pooled address of yours."
+            )
+            raise ConfigError(msg)
+        self._settings = settings
+        self._tenant_id = NIL_TENANT if tenant_id is None else inputs.uuid(tenant_id, "tenant_id")
+        self._embedder = embedder
+        self._tokenizer = tokenizer
+        self._pool = Pool(settings)
+
+    @classmethod
+    def from_env(cls, **overrides: Any) -> Self:  # noqa: ANN401
+        """Make a store of the environment; `overrides` are arguments of the class or settings."""
+        own = {
+            name: overrides.pop(name)
+            for name in ("tenant_id", "embedder", "tokenizer")
+            if name in overrides
+        }
+        return cls(settings=Settings.from_env(**overrides), **own)
+
+    def for_tenant(self, tenant_id: UUID | str) -> Self:
+        """Return a store for another tenant that shares this one's connections."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        other._tenant_id = inputs.uuid(tenant_id, "tenant_id")
+        return other
+
+    @property
+    def tenant_id(self) -> UUID:
+        """Whose contexts these are."""
+        return self._tenant_id
+
+    @property
+    def settings(self) -> Settings:
+        """The settings it was made with."""
+        return self._settings
+
+    async def __aenter__(self) -> Self:
+        """Return the store; nothing is connected yet."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the connections."""
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections; a later call makes new ones."""
+        await self._pool.aclose()
+
+    def _text(self, statement: LiteralString) -> str:
+        return statements.in_schema(statement, self._settings.schema)
+
+    async def _fetch(self, statement: LiteralString, *arguments: Any) -> tuple[Rows, bool]:  # noqa: ANN401
+        """Send one statement with the tenant first; see `Pool.fetch`."""
+        return await self._pool.fetch(self._text(statement), self._tenant_id, *arguments)
+
+    async def _fresh(self, statement: LiteralString, locked_id: UUID, *arguments: Any) -> Rows:  # noqa: ANN401
+        """Send a statement that locks a context and says when its snapshot was older than that.
+
+        Then somebody changed the context in between, and what the statement saw may be wrong, so
+        it changed nothing. It is sent again in a transaction that holds the lock first.
+        """
+        found, _ = await self._fetch(statement, *arguments)
+        if not found or not found[0]["stale"]:
+            return found
+
+        async def work(connection: Connection) -> Rows:
+            await connection.fetch(self._text(statements.LOCK), self._tenant_id, locked_id)
+            return await connection.fetch(self._text(statement), self._tenant_id, *arguments)
+
+        found, _ = await self._pool.transact(work, statement)
+        return found
+
+    def _embedding_model(self) -> str | None:
+        if self._embedder is not None:
+            return self._embedder.model
+        return self._settings.embedding_model
+
+
+def metadata_json(value: Mapping[str, Any] | None) -> str | None:
+    """Return metadata as its statements take it."""
+    return inputs.json_object(value, "metadata", bytes_max=limits.METADATA_BYTES_MAX)
+
+
+def cap_of(at_version: int | None, before: int | None = None) -> int:
+    """Return the highest version to look at."""
+    at_version = inputs.version(at_version, "at_version")
+    before = inputs.version(before, "before")
+    return min(
+        limits.VERSION_MAX if at_version is None else at_version,
+        limits.VERSION_MAX if before is None else before - 1,
+    )

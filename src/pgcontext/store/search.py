@@ -1,0 +1,130 @@
+"""Search: by meaning or by words, in one context or over the tenant."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString
+
+from pgcontext import hits, inputs, limits, statements
+from pgcontext.errors import InvalidInputError
+from pgcontext.store.base import cap_of, metadata_json
+from pgcontext.store.contexts import ContextMethods
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime
+    from uuid import UUID
+
+    from pgcontext.models import Hit
+
+# Thinning needs more to choose from.
+DIVERSITY_CANDIDATES: Final = 4
+
+_SEARCHES: Final[dict[tuple[bool, bool], LiteralString]] = {
+    # (within a context, by text)
+    (True, False): statements.SEARCH_CONTEXT_VECTOR,
+    (True, True): statements.SEARCH_CONTEXT_TEXT,
+    (False, False): statements.SEARCH_TENANT_VECTOR,
+    (False, True): statements.SEARCH_TENANT_TEXT,
+}
+
+
+class SearchMethods(ContextMethods):
+    """The store's search."""
+
+    async def search(
+        self,
+        query: str | Sequence[float],
+        *,
+        context_id: UUID | str | None = None,
+        limit: int = 10,
+        mode: Literal["auto", "vector", "text"] = "auto",
+        roles: Iterable[str] | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        model: str | None = None,
+        max_distance: float | None = None,
+        neighbors: int = 0,
+        diversity: float | None = None,
+        at_version: int | None = None,
+    ) -> list[Hit]:
+        """Find messages, best first. One statement; the query is embedded before it.
+
+        Args:
+            query: words, or an embedding `float[dimensions]`, numpy included.
+            context_id: search exactly what `history` of this context shows, inherited messages
+                included; None searches the tenant's live messages.
+            limit: hits at most, up to `SEARCH_HITS_MAX`.
+            mode: "vector" by meaning, "text" by words; "auto" takes what the query is.
+            roles: only these roles.
+            since: only messages stored at or after this moment.
+            until: only messages stored before this moment.
+            metadata: only contexts whose metadata contains this.
+            model: only messages written by this model.
+            max_distance: only hits at most this cosine distance (0 to 2) away.
+            neighbors: messages to give with each hit, on each side, up to `SEARCH_NEIGHBORS_MAX`.
+            diversity: thin hits that say the same: 0 not at all, 1 as much as possible.
+            at_version: with `context_id`: only up to this version.
+
+        Raises:
+            DimensionMismatchError: the embedding has another length than the database's.
+        """
+        limit = inputs.integer(limit, "limit", least=1, most=limits.SEARCH_HITS_MAX)
+        if at_version is not None and context_id is None:
+            msg = "at_version needs a context_id: a version is a place in one context."
+            raise InvalidInputError(msg)
+        scope = None if context_id is None else inputs.uuid(context_id, "context_id")
+        thinning = _optional(diversity, "diversity", most=1)
+        nearness = _optional(max_distance, "max_distance", most=2)
+        arguments = (
+            limit if thinning is None else limit * DIVERSITY_CANDIDATES,
+            inputs.roles(roles),
+            inputs.moment(since, "since"),
+            inputs.moment(until, "until"),
+            metadata_json(metadata),
+            inputs.optional_text(model, "model", chars_max=limits.MODEL_CHARS_MAX),
+            nearness,
+            self._embedding_model(),
+            inputs.integer(neighbors, "neighbors", least=0, most=limits.SEARCH_NEIGHBORS_MAX),
+            thinning is not None,
+            scope,
+            cap_of(at_version),
+        )
+        by_text, text = await self._query(query, mode, nearness)
+        found, _ = await self._fetch(_SEARCHES[scope is not None, by_text], text, *arguments)
+        if not found and scope is not None:
+            # Nothing found in it, or no such context: that takes another look.
+            await self.get(scope)
+        return hits.assemble(found, self._tenant_id, limit=limit, diversity=thinning)
+
+    async def _query(
+        self, query: str | Sequence[float], mode: str, max_distance: float | None
+    ) -> tuple[bool, str]:
+        """Return whether to search by text, and the query as its statement takes it."""
+        if mode not in {"auto", "vector", "text"}:
+            msg = "mode must be one of: auto, vector, text."
+            raise InvalidInputError(msg)
+        dimensions = self._settings.dimensions
+        if not isinstance(query, str):
+            if mode == "text":
+                msg = "mode text needs a query of words, not an embedding."
+                raise InvalidInputError(msg)
+            return False, inputs.embedding(query, dimensions=dimensions, name="query")
+        words = inputs.text(query, "query", chars_max=limits.QUERY_CHARS_MAX)
+        if not words.strip():
+            msg = "query must not be empty."
+            raise InvalidInputError(msg)
+        if mode != "vector":
+            if max_distance is not None:
+                msg = "max_distance needs a search by vector."
+                raise InvalidInputError(msg)
+            return True, words
+        if self._embedder is None:
+            msg = "A search for words by vector needs a store with an embedder."
+            raise InvalidInputError(msg)
+        [vector] = await self._embedder.embed([words])
+        return False, inputs.embedding(vector, dimensions=dimensions, name="the query's embedding")
+
+
+def _optional(value: float | None, name: str, *, most: float) -> float | None:
+    return None if value is None else inputs.number(value, name, least=0, most=most)
