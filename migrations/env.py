@@ -4,6 +4,8 @@
 checkout hands over nothing; then the connection is made here, from the environment.
 """
 
+import logging
+
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
@@ -11,7 +13,8 @@ from sqlalchemy import Connection
 from pgcontext.errors import ContextStoreError
 from pgcontext.migrate import comparison
 from pgcontext.migrate.connection import run
-from pgcontext.migrate.scripts import VERSION_TABLE
+from pgcontext.migrate.preflight import make_room, prepare
+from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import build_metadata
 from pgcontext.settings import Settings
 
@@ -46,6 +49,14 @@ def migrate_online(settings: Settings, connection: Connection) -> None:
         context.run_migrations()
 
 
+def migrate_alone(settings: Settings, connection: Connection) -> None:
+    """Run the command as `alembic ...`, on a connection that nobody has prepared."""
+    server = prepare(connection, settings)
+    if server.revision != revisions()[-1]:
+        make_room(connection, server, settings)
+    migrate_online(settings, connection)
+
+
 def migrate_offline(settings: Settings) -> None:
     """Print the SQL instead of running it (`--sql`)."""
     configure(settings)
@@ -61,12 +72,15 @@ def main() -> None:
     if given is not None:
         migrate_online(config.attributes["settings"], given)
         return
+    # As Alembic's own template has it: say which migrations run.
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("alembic.runtime.migration").setLevel(logging.INFO)
     try:
         settings = Settings.from_env()
         if context.is_offline_mode():
             migrate_offline(settings)
         else:
-            run(lambda connection: migrate_online(settings, connection), settings)
+            run(lambda connection: migrate_alone(settings, connection), settings)
     except ContextStoreError as error:
         # The one class whose text the command prints without a traceback.
         raise CommandError(str(error)) from error

@@ -15,9 +15,12 @@
 %>\
 """${message}."""
 
+% if imports:
+${imports}
+% endif
 import sqlalchemy as sa
 from alembic import op
-${imports if imports else ""}
+
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}

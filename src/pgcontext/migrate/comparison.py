@@ -61,8 +61,12 @@ def number_revision(
 
 def offline_preamble(schema: str) -> list[str]:
     """Return what printed SQL (`alembic upgrade head --sql`) starts with."""
-    path = f"SET LOCAL search_path TO {quote(schema)}, public"
-    return [path] if schema == "public" else [f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}", path]
+    if schema == "public":
+        return ["SET LOCAL search_path TO public"]
+    return [
+        f"CREATE SCHEMA IF NOT EXISTS {quote(schema)}",
+        f"SET LOCAL search_path TO {quote(schema)}, public",
+    ]
 
 
 def differences(

@@ -36,6 +36,37 @@ T = TypeVar("T")
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
+REFUSALS: Final[dict[str, tuple[type[ContextStoreError], str]]] = {
+    LOCK_NOT_AVAILABLE: (
+        UnavailableError,
+        "Other sessions held pgcontext's tables, or another migration ran, for too long; nothing "
+        "was changed: run this again when there is less traffic",
+    ),
+    PRIVILEGE_SQLSTATE: (
+        ConfigError,
+        "This role may not change pgcontext's tables; nothing was changed: migrate as the role "
+        "that owns them",
+    ),
+    DEPENDENT_OBJECTS: (
+        ConfigError,
+        "Foreign keys, views or other objects of your own depend on pgcontext's tables; nothing "
+        "was changed: remove those first",
+    ),
+}
+EXTENSION_REFUSAL: Final = (
+    ConfigError,
+    "This role could not create the extension pgvector; nothing was changed: have a superuser, or "
+    "your provider's administrator role, run CREATE EXTENSION vector; in this database, then run "
+    "this again",
+)
+PASSING_REFUSAL: Final = (
+    UnavailableError,
+    "The database gave up; nothing was changed: run this again",
+)
+UNKNOWN_REFUSAL: Final[tuple[type[ContextStoreError], str]] = (
+    ContextStoreError,
+    "The database refused; nothing was changed",
+)
 
 _one_at_a_time = threading.Lock()  # Alembic keeps what it runs in module globals.
 
@@ -79,12 +110,15 @@ async def _transact(
     work: Callable[[Connection], T], url: DatabaseUrl, settings: Settings, *, keep: bool
 ) -> T:
     async def connect() -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(
-            **url.connect_kwargs(),
-            ssl=tls_context(url),
-            timeout=url.connect_seconds or settings.connect_seconds,
-            statement_cache_size=0,
-        )
+        try:
+            return await asyncpg.connect(
+                **url.connect_kwargs(),
+                ssl=tls_context(url),
+                timeout=url.connect_seconds or settings.connect_seconds,
+                statement_cache_size=0,
+            )
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            raise translate(error) from error
 
     engine = create_async_engine(
         "postgresql+asyncpg://",
@@ -94,7 +128,7 @@ async def _transact(
         isolation_level="READ COMMITTED",
     )
     try:
-        with _translated(settings):
+        with _translated():
             async with engine.connect() as connection:
                 result = await connection.run_sync(work)
                 await (connection.commit() if keep else connection.rollback())
@@ -104,52 +138,28 @@ async def _transact(
 
 
 @contextmanager
-def _translated(settings: Settings) -> Generator[None]:
+def _translated() -> Generator[None]:
     """Turn what the driver, SQLAlchemy and Alembic raise into our errors."""
     try:
         yield
     except DBAPIError as error:
-        raise _refusal(error, settings) from error
+        raise _refusal(error) from error
     except CommandError as error:
         raise ContextStoreError(f"Alembic refused: {error}") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
         raise translate(error) from error
 
 
-def _refusal(error: DBAPIError, settings: Settings) -> ContextStoreError:
+def _refusal(error: DBAPIError) -> ContextStoreError:
     """Say what a failed statement means. The server's own words may quote values: left out."""
     sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if sqlstate is None or error.connection_invalidated:
-        return UnavailableError("The connection was lost during the migration; nothing changed.")
+        return UnavailableError("The connection to the database was lost; run this again.")
+    kind, sentence = UNKNOWN_REFUSAL
     if (error.statement or "").lstrip().startswith("CREATE EXTENSION"):
-        sentence: type[ContextStoreError] = ConfigError
-        text = (
-            "This role could not create the extension pgvector: have a superuser, or your "
-            "provider's administrator role, run CREATE EXTENSION vector; in this database, then "
-            "run this again"
-        )
-    elif sqlstate == LOCK_NOT_AVAILABLE:
-        sentence = UnavailableError
-        text = (
-            "Other sessions held pgcontext's tables, or another migration ran, for too long; "
-            "nothing was changed: run this again when there is less traffic"
-        )
-    elif sqlstate == PRIVILEGE_SQLSTATE:
-        sentence = ConfigError
-        text = (
-            f"This role may not change pgcontext's tables in the schema {settings.schema}: "
-            "migrate as the role that owns them"
-        )
-    elif sqlstate == DEPENDENT_OBJECTS:
-        sentence = ConfigError
-        text = (
-            "Foreign keys, views or other objects of your own depend on pgcontext's tables; "
-            "nothing was changed: remove those first"
-        )
+        kind, sentence = EXTENSION_REFUSAL
+    elif sqlstate in REFUSALS:
+        kind, sentence = REFUSALS[sqlstate]
     elif is_retryable_sqlstate(sqlstate):
-        sentence = UnavailableError
-        text = "The database gave up on the migration; nothing was changed: run this again"
-    else:
-        sentence = ContextStoreError
-        text = "The database refused the migration; nothing was changed"
-    return sentence(f"{text} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
+        kind, sentence = PASSING_REFUSAL
+    return kind(f"{sentence} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
