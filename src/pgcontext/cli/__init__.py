@@ -19,4 +19,7 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(CONFIG_EXIT_CODE)
-    app(prog_name="pgcontext")
+    from pgcontext.cli.output import Output
+
+    with Output().reported():
+        app(prog_name="pgcontext")

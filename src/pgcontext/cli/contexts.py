@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 VERSIONS: Final = re.compile(r"([0-9]{1,18})(?:-([0-9]{1,18}))?")
 TOOL_RESULT_CHARS: Final = 400
+NOTHING: Final = "No contexts here; 'pgcontext import FILE' brings some in."
 VersionsArgument = Annotated[
     list[str] | None,
     typer.Argument(
@@ -60,8 +61,8 @@ def list_contexts(
 
     found = out.run(page())
     if not found.items:
-        out.note("No contexts here yet; 'pgcontext import FILE' brings some in.")
-    out.emit(found, text=_table(found.items))
+        out.note(NOTHING)
+    out.emit(found, text=lambda: _table(found.items))
     if found.next_cursor:
         out.note(f"More with: --cursor {found.next_cursor}")
 
@@ -98,14 +99,18 @@ def show(
             )
             return context, messages, None
 
-    from pgcontext.cli.words import conversation
-
     context, messages, fitted = out.run(read())
     value: dict[str, Any] = {"context": context, "messages": messages}
     if fitted is not None:
         value |= {"total_tokens": fitted.total_tokens, "truncated": fitted.truncated}
     chars_max = None if full else TOOL_RESULT_CHARS
-    out.emit(value, text=conversation(context, messages, fitted, chars_max=chars_max))
+
+    def text() -> RenderableType:
+        from pgcontext.cli.words import conversation
+
+        return conversation(context, messages, fitted, chars_max=chars_max)
+
+    out.emit(value, text=text)
 
 
 def fork(
@@ -127,7 +132,7 @@ def fork(
             return parent, await store.fork(parent.id, at_version=at, name=name)
 
     parent, made = out.run(work())
-    sees = f"{made.message_count:,} messages" if made.message_count != 1 else "1 message"
+    sees = "1 message" if made.message_count == 1 else f"{made.message_count:,} messages"
     out.emit(
         made,
         text=f"Forked {short(parent.id)} at version {made.fork_version} into {made.id} ({sees}).",
@@ -229,7 +234,7 @@ def _table(contexts: list[Context]) -> RenderableType:
 
     from pgcontext.cli.words import ago
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
+    table = Table(box=None, pad_edge=False, header_style="dim", show_header=bool(contexts))
     table.add_column("id", no_wrap=True, style="cyan")
     table.add_column("name", ratio=1, no_wrap=True, overflow="ellipsis")
     table.add_column("messages", justify="right", no_wrap=True)

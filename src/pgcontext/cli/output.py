@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import re
 import sys
 import traceback
@@ -36,7 +37,7 @@ from pgcontext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Coroutine, Iterator
+    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 
     from rich.console import Console, RenderableType
 
@@ -112,17 +113,25 @@ class Output:
 
         return Console(stderr=True, highlight=False, emoji=False)
 
-    def emit(self, value: Any, *, text: RenderableType) -> None:  # noqa: ANN401 (anything JSON)
+    def emit(
+        self,
+        value: Any,  # noqa: ANN401 (anything JSON)
+        *,
+        text: str | Callable[[], RenderableType],
+    ) -> None:
         """Print the result: `value` as one JSON document with --json, else `text`."""
-        if self.as_json:
-            print(to_json(value))
-        else:
-            self.console.print(text)
+        with self.reported():
+            if self.as_json:
+                print(to_json(value))
+            elif isinstance(text, str):
+                self.console.print(text, markup=False, soft_wrap=True)
+            else:
+                self.console.print(text())
 
-    def note(self, text: RenderableType) -> None:
+    def note(self, text: str) -> None:
         """Say something to a person that is not part of the result."""
         if not self.as_json:
-            self.stderr.print(text)
+            self.stderr.print(text, markup=False, soft_wrap=True)
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end and return its result; report what goes wrong."""
@@ -134,15 +143,13 @@ class Output:
         """Turn any failure inside into one sentence on stderr and its exit code."""
         try:
             yield
-        except (typer.Exit, typer.Abort, typer.BadParameter):
-            raise
         except ContextStoreError as error:
             self.fail(str(error), code=exit_code(error), kind=type(error).__name__)
         except (KeyboardInterrupt, asyncio.CancelledError):
             self.fail("Interrupted.", code=Exit.INTERRUPTED, kind="Interrupted")
         except BrokenPipeError:  # `pgcontext list | head`: the reader has what it wanted
-            sys.stderr.close()
-            raise typer.Exit(Exit.OK) from None
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(Exit.OK)
         except Exception as error:  # noqa: BLE001 (the last resort, so that no traceback is shown)
             if self.show_traceback:
                 traceback.print_exc()
@@ -158,7 +165,7 @@ class Output:
         """Print the sentence to stderr and end the command.
 
         Raises:
-            typer.Exit: with `code`, always.
+            SystemExit: with `code`, always.
         """
         if self.as_json:
             print(to_json({"error": {"type": kind, "detail": sentence}}), file=sys.stderr)
@@ -167,7 +174,7 @@ class Output:
 
             mark = Text("pgcontext: ", style="bold red")
             self.stderr.print(mark + Text(printable(sentence)), soft_wrap=True)
-        raise typer.Exit(code)
+        sys.exit(code)
 
 
 @asynccontextmanager

@@ -72,7 +72,7 @@ def search(
     hits, contexts = out.run(work())
     if not hits:
         out.note("Nothing found.")
-    out.emit(hits, text=found(hits, contexts, query))
+    out.emit(hits, text=lambda: found(hits, contexts, query))
 
 
 def parse_time(written: str | None, option: str) -> datetime | None:
@@ -114,7 +114,8 @@ def found(hits: list[Hit], contexts: dict[UUID, Context], query: str) -> Rendera
         head.append(printable(context.name or "(no name)"), "bold")
         head.append(f"  {short(message.context_id)} · version {message.version} · ", "dim")
         head.append(message.role, ROLE_STYLES[message.role])
-        head.append(_scores(hit), "dim")
+        if hit.distance is not None:
+            head.append(f" · distance {hit.distance:.3f}", "dim")
         parts.append(head)
         around = sorted([*hit.neighbors, message], key=lambda m: m.version)
         parts.extend(
@@ -150,8 +151,3 @@ def snippet(message: Message, pattern: re.Pattern[str], *, dim: bool = False) ->
     if not dim:
         text.highlight_regex(pattern, "bold black on yellow")
     return text
-
-
-def _scores(hit: Hit) -> str:
-    named = (("distance", hit.distance), ("text", hit.text_score), ("score", hit.score))
-    return "".join(f" · {name} {value:.3f}" for name, value in named if value is not None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from pgcontext.cli.contexts import NOTHING
 from pgcontext.cli.output import JsonOption, Output, TenantOption, opened
 from pgcontext.cli.references import every, find
 
@@ -48,8 +49,8 @@ def tree(
 
     contexts = out.run(read())
     if not contexts:
-        out.note("No contexts here yet; 'pgcontext import FILE' brings some in.")
-    out.emit(nested(contexts), text=drawn(contexts))
+        out.note(NOTHING)
+    out.emit(nested(contexts), text=lambda: drawn(contexts))
 
 
 async def family(store: ContextStore, context: Context, *, deleted: bool) -> list[Context]:
