@@ -1,0 +1,1 @@
+"""How fast the store is: `make bench` measures it and writes docs/benchmarks.md."""
