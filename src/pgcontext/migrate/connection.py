@@ -6,7 +6,7 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
 from alembic.util import CommandError
@@ -36,37 +36,40 @@ T = TypeVar("T")
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
-REFUSALS: Final[dict[str, tuple[type[ContextStoreError], str]]] = {
-    LOCK_NOT_AVAILABLE: (
+
+
+class _Refusal(NamedTuple):
+    kind: type[ContextStoreError]
+    sentence: str
+
+
+REFUSALS: Final = {
+    LOCK_NOT_AVAILABLE: _Refusal(
         UnavailableError,
         "Other sessions held pgcontext's tables, or another migration ran, for too long; nothing "
         "was changed: run this again when there is less traffic",
     ),
-    PRIVILEGE_SQLSTATE: (
+    PRIVILEGE_SQLSTATE: _Refusal(
         ConfigError,
         "This role may not change pgcontext's tables; nothing was changed: migrate as the role "
         "that owns them",
     ),
-    DEPENDENT_OBJECTS: (
+    DEPENDENT_OBJECTS: _Refusal(
         ConfigError,
         "Foreign keys, views or other objects of your own depend on pgcontext's tables; nothing "
         "was changed: remove those first",
     ),
 }
-EXTENSION_REFUSAL: Final = (
+EXTENSION_REFUSAL: Final = _Refusal(
     ConfigError,
     "This role could not create the extension pgvector; nothing was changed: have a superuser, or "
     "your provider's administrator role, run CREATE EXTENSION vector; in this database, then run "
     "this again",
 )
-PASSING_REFUSAL: Final = (
-    UnavailableError,
-    "The database gave up; nothing was changed: run this again",
+PASSING_REFUSAL: Final = _Refusal(
+    UnavailableError, "The database gave up; nothing was changed: run this again"
 )
-UNKNOWN_REFUSAL: Final[tuple[type[ContextStoreError], str]] = (
-    ContextStoreError,
-    "The database refused; nothing was changed",
-)
+OTHER_REFUSAL: Final = _Refusal(ContextStoreError, "The database refused; nothing was changed")
 
 _one_at_a_time = threading.Lock()  # Alembic keeps what it runs in module globals.
 
@@ -155,11 +158,10 @@ def _refusal(error: DBAPIError) -> ContextStoreError:
     sqlstate: str | None = getattr(error.orig, "sqlstate", None)
     if sqlstate is None or error.connection_invalidated:
         return UnavailableError("The connection to the database was lost; run this again.")
-    kind, sentence = UNKNOWN_REFUSAL
     if (error.statement or "").lstrip().startswith("CREATE EXTENSION"):
-        kind, sentence = EXTENSION_REFUSAL
+        refusal = EXTENSION_REFUSAL
     elif sqlstate in REFUSALS:
-        kind, sentence = REFUSALS[sqlstate]
-    elif is_retryable_sqlstate(sqlstate):
-        kind, sentence = PASSING_REFUSAL
-    return kind(f"{sentence} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
+        refusal = REFUSALS[sqlstate]
+    else:
+        refusal = PASSING_REFUSAL if is_retryable_sqlstate(sqlstate) else OTHER_REFUSAL
+    return refusal.kind(f"{refusal.sentence} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
