@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from pgcontext.cli import contexts, exporting, importing, searching, trees
+from pgcontext.cli import contexts, doctor, exporting, importing, searching, trees
 from pgcontext.cli.output import Output
 
 app = typer.Typer(
@@ -55,6 +55,7 @@ app.command(rich_help_panel=CONVERSATIONS)(contexts.delete)
 app.command(rich_help_panel=CONVERSATIONS)(contexts.restore)
 app.command("import", rich_help_panel=FILES)(importing.import_file)
 app.command(rich_help_panel=FILES)(exporting.export)
+app.command(rich_help_panel=DATABASE)(doctor.doctor)
 
 if find_spec("pgcontext.cli.db"):
     from pgcontext.cli import db

@@ -132,10 +132,9 @@ def fork(
             return parent, await store.fork(parent.id, at_version=at, name=name)
 
     parent, made = out.run(work())
-    sees = "1 message" if made.message_count == 1 else f"{made.message_count:,} messages"
     out.emit(
         made,
-        text=f"Forked {short(parent.id)} at version {made.fork_version} into {made.id} ({sees}).",
+        text=f"Forked {short(parent.id)} at version {made.fork_version} into {made.id}.",
     )
 
 
@@ -181,7 +180,8 @@ def _change(
                 return changed, f"{done} {changed.id}."
             messages = await getattr(store, f"{verb}_messages")(context.id, wanted)
             numbers = ", ".join(str(message.version) for message in messages)
-            return messages, f"{done} version {numbers} of {context.id}."
+            noun = "version" if len(messages) == 1 else "versions"
+            return messages, f"{done} {noun} {numbers} of {context.id}."
 
     changed, text = out.run(work())
     out.emit(changed, text=text)

@@ -78,8 +78,14 @@ def export(
 
     sums = out.run(work())
     if output is not None:
-        text = f"{sums.conversations:,} conversations, {sums.messages:,} messages in {output}."
-        out.emit(sums, text=text)
+        out.emit(sums, text=lambda: _summary(sums, output))
+
+
+def _summary(sums: Sums, output: Path) -> str:
+    from pgcontext.cli.words import count
+
+    sizes = f"{count(sums.conversations, 'conversation')}, {count(sums.messages, 'message')}"
+    return f"{sizes} in {output}."
 
 
 @contextmanager

@@ -23,10 +23,9 @@ import typer
 from pgcontext import limits
 from pgcontext.cli.conversations import Conversation, conversations
 from pgcontext.cli.json_values import JsonValues
-from pgcontext.cli.output import JsonOption, Output, TenantOption, opened
+from pgcontext.cli.output import CommandError, Exit, JsonOption, Output, TenantOption, opened
 from pgcontext.errors import (
     ContextNotFoundError,
-    ContextStoreError,
     IdempotencyConflictError,
     InvalidInputError,
     MessageNotFoundError,
@@ -76,10 +75,6 @@ class Tally(msgspec.Struct):
     deleted: int = 0
     messages: int = 0
     seconds: float = 0.0
-
-
-class ImportConflictError(ContextStoreError):
-    """The store holds another conversation under the same id."""
 
 
 def import_file(
@@ -154,20 +149,14 @@ async def bring_in(
         for conversation in conversations(values):
             room = 1 if conversation.lineage else CONVERSATIONS_AT_ONCE
             while len(running) >= room:
-                running = await _next_done(running)
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.gather(*done)
             running.add(asyncio.create_task(one(conversation)))
+        await asyncio.gather(*running)
     finally:
-        # Also when the file turns out bad: what was begun is brought to its end.
-        while running:
-            running = await _next_done(running)
+        # Also when something was refused: what was begun is brought to its end.
+        await asyncio.gather(*running, return_exceptions=True)
     return tally
-
-
-async def _next_done(running: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    done, rest = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    return rest
 
 
 async def put(store: ContextStore, conversation: Conversation) -> tuple[Outcome, int]:
@@ -175,7 +164,7 @@ async def put(store: ContextStore, conversation: Conversation) -> tuple[Outcome,
 
     Raises:
         InvalidInputError: it is not acceptable; names it and the message.
-        ImportConflictError: its id belongs to a context that says something else.
+        CommandError: its id belongs to a context that says something else.
     """
     try:
         for ordinal in range(ALIKE_CONVERSATIONS_MAX):
@@ -191,7 +180,7 @@ async def put(store: ContextStore, conversation: Conversation) -> tuple[Outcome,
         f"{conversation.place} is not what the store holds under its id "
         f"{conversation.candidate(0)}; nothing of it was imported."
     )
-    raise ImportConflictError(msg)
+    raise CommandError(msg, Exit.CONFLICT)
 
 
 async def _put_as(
@@ -201,8 +190,13 @@ async def _put_as(
     outcome: Outcome = "unchanged"
     context = await _existing(store, context_id)
     if context is None:
-        context = await _make(store, conversation, context_id)
         outcome = "created"
+        try:
+            context = await _make(store, conversation, context_id)
+        except InvalidInputError:
+            context = await _existing(store, context_id)
+            if context is None:
+                raise  # not because another import was faster
     if context.deleted_at is not None:
         return ("unchanged" if conversation.deleted else "deleted"), 0
     for _ in range(CONFLICTS_MAX):
@@ -212,13 +206,15 @@ async def _put_as(
         try:
             await _append(store, context.id, rest)
         except (VersionConflictError, IdempotencyConflictError):
-            continue  # another import was faster; see what it wrote
+            # Another import was faster: see what it wrote.
+            context = await store.get(context.id)
+            continue
         await _finish(store, context, conversation)
         if rest and outcome == "unchanged":
             outcome = "continued"
         return outcome, len(rest)
     msg = f"{conversation.place} is being written by somebody else; run the import again later."
-    raise ImportConflictError(msg)
+    raise CommandError(msg, Exit.CONFLICT)
 
 
 async def _existing(store: ContextStore, context_id: UUID) -> Context | None:
@@ -282,8 +278,7 @@ async def _missing(
     ours = {version: message or STUB for version, message in conversation.versions()}
     gaps = set(conversation.gaps)
     after = conversation.inherited
-    current = await store.get(context.id)
-    while after < current.latest_version:
+    while after < context.latest_version:
         page = await store.history(
             context.id, after=after, limit=limits.HISTORY_MESSAGES_MAX, include_deleted=True
         )
@@ -294,7 +289,7 @@ async def _missing(
             mapping = ours.get(message.version)
             if mapping and message.version not in gaps and not same(message, mapping):
                 return None
-    return [item for item in ours.items() if item[0] > current.latest_version]
+    return [item for item in ours.items() if item[0] > context.latest_version]
 
 
 def same(message: Message, mapping: Json) -> bool:
@@ -378,16 +373,18 @@ async def _hide_exactly(
 
 
 def _summary(tally: Tally) -> str:
-    rate = tally.messages / tally.seconds if tally.seconds else 0
+    from pgcontext.cli.words import count
+
     parts = [
         f"{getattr(tally, outcome):,} {outcome}"
         for outcome in ("created", "continued", "unchanged", "deleted")
         if getattr(tally, outcome)
     ]
     listed = f" ({', '.join(parts)})" if parts else ""
+    rate = f" ({tally.messages / tally.seconds:,.0f} a second)" if tally.messages else ""
     return (
-        f"{tally.conversations:,} conversations{listed}, {tally.messages:,} messages written "
-        f"in {tally.seconds:.1f} s ({rate:,.0f} a second)."
+        f"{count(tally.conversations, 'conversation')}{listed}, "
+        f"{count(tally.messages, 'message')} written in {tally.seconds:.1f} s{rate}."
     )
 
 

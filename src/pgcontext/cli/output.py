@@ -69,6 +69,14 @@ class Exit(enum.IntEnum):
     INTERRUPTED = 130
 
 
+class CommandError(ContextStoreError):
+    """A command cannot do what it was asked for; carries the exit code that says why."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 # The first class that fits decides.
 EXIT_CODES: Final[tuple[tuple[type[ContextStoreError], Exit], ...]] = (
     (InvalidInputError, Exit.INVALID_INPUT),
@@ -188,6 +196,8 @@ async def opened(tenant: UUID | None) -> AsyncIterator[ContextStore]:
 
 def exit_code(error: ContextStoreError) -> Exit:
     """Tell the exit code that stands for an error."""
+    if isinstance(error, CommandError):
+        return error.code
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), Exit.UNEXPECTED)
 
 

@@ -8,7 +8,8 @@ from uuid import UUID
 
 import typer
 
-from pgcontext.errors import ContextStoreError, InvalidInputError
+from pgcontext.cli.output import CommandError, Exit
+from pgcontext.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -28,10 +29,6 @@ ContextArgument = Annotated[
 ]
 
 
-class NoSuchContextError(ContextStoreError, LookupError):
-    """No context's id ends like this."""
-
-
 def short(context_id: UUID) -> str:
     """Return the end of an id; its beginning is the time, alike for many."""
     return context_id.hex[-SHORT_DIGITS:]
@@ -47,7 +44,7 @@ async def find(store: ContextStore, reference: str, *, deleted: bool = False) ->
 
     Raises:
         InvalidInputError: it is neither, or several contexts end like this.
-        ContextStoreError: there is none (exit code 3).
+        CommandError: there is none.
     """
     try:
         return await store.get(UUID(reference), include_deleted=deleted)
@@ -65,7 +62,7 @@ async def find(store: ContextStore, reference: str, *, deleted: bool = False) ->
         msg = (
             f"None of the newest {SEARCHED_CONTEXTS_MAX:,} contexts has an id that ends like this."
         )
-        raise NoSuchContextError(msg)
+        raise CommandError(msg, Exit.NOT_FOUND)
     return found[0]
 
 

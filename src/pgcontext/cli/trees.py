@@ -43,7 +43,8 @@ def tree(
     async def read() -> list[Context]:
         async with opened(tenant) as store:
             if reference is not None:
-                return await family(store, await find(store, reference), deleted=deleted)
+                context = await find(store, reference, deleted=True)
+                return await family(store, context, deleted=deleted)
             found = [c async for c in every(store, deleted=deleted, most=limit)]
             return await with_ancestors(store, found[:limit])
 
@@ -57,13 +58,16 @@ async def family(store: ContextStore, context: Context, *, deleted: bool) -> lis
     """Return all that descend from the root of a context, it included.
 
     Two statements, and one for each deleted context between the live ones; with `deleted`, or when
-    the root itself is deleted, pages of the tenant's whole list.
+    the context or the root is deleted itself, pages of the tenant's whole list.
     """
-    root = (await store.lineage(context.id))[0]
+    root = context
+    if context.deleted_at is None:
+        root = (await store.lineage(context.id))[0]
+    while root.parent_id is not None:
+        root = await store.get(root.parent_id, include_deleted=True)
     if deleted or root.deleted_at is not None:
-        contexts = [c async for c in every(store, deleted=True)]
-        members = descendants(root, contexts)
-        return members if deleted else _needed(members)
+        members = descendants(root, [c async for c in every(store, deleted=True)])
+        return members if deleted else _needed(members, asked_for=context.id)
     forks = await store.forks(root.id, recursive=True)
     return await with_ancestors(store, [root, *forks])
 
@@ -92,9 +96,9 @@ def descendants(root: Context, contexts: Iterable[Context]) -> list[Context]:
     return members
 
 
-def _needed(members: list[Context]) -> list[Context]:
-    """Leave out the deleted ones that no live one descends from."""
-    needed: set[UUID] = set()
+def _needed(members: list[Context], asked_for: UUID) -> list[Context]:
+    """Leave out the deleted ones that nobody asked for and no live one descends from."""
+    needed = {asked_for}
     for context in reversed(members):
         if context.deleted_at is None or context.id in needed:
             needed.add(context.id)
