@@ -71,7 +71,7 @@ def check(*, as_json: JsonOption = False) -> None:
         differences = compare(settings=settings)
     text = "The database is as described."
     if differences:
-        text = "\n".join(["To be as described, the database lacks:", *differences])
+        text = "\n".join(["To be as described, the database needs:", *differences])
     out.emit({"differences": differences}, text=text)
     if differences:
         raise typer.Exit(Exit.CHECK_FAILED)

@@ -144,7 +144,7 @@ SEEDS: Final[dict[UUID, tuple[Seed, ...]]] = {
 
 
 async def plant() -> Planted:
-    """Write the examples that are not there yet; what was changed since is left alone."""
+    """Write the examples that are not there, and bring changed ones back, but not deleted ones."""
     made = 0
     async with opened(None) as store:
         for tenant, seeds in SEEDS.items():
@@ -154,19 +154,17 @@ async def plant() -> Planted:
 
 
 async def _plant(store: ContextStore, seed: Seed) -> bool:
-    """Write one example, also when an earlier run stopped in the middle of it."""
-    context = await _find(store, seed)
-    is_new = context is None
-    if context is None:
-        context = await _make(store, seed)
+    """Write one example; also goes on where an earlier run stopped in the middle of it."""
+    found = await _find(store, seed)
+    context = found or await _make(store, seed)
     if context.deleted_at is None:
         # The key makes this a no-op the second time.
         await store.append(seed.id, seed.messages, idempotency_key="seed")
-        if is_new and seed.hidden:
+        if seed.hidden:
             await store.delete_messages(seed.id, seed.hidden)
         if seed.is_deleted:
             await store.delete(seed.id)
-    return is_new
+    return found is None
 
 
 async def _find(store: ContextStore, seed: Seed) -> Context | None:

@@ -120,7 +120,7 @@ def downgrade(
         steps_done = applied(server.revision)
         if not 1 <= steps <= len(steps_done):
             raise InvalidInputError(
-                f"{steps} cannot be undone: {len(steps_done)} migrations are applied."
+                f"Cannot undo {steps} migrations: {len(steps_done)} are applied here."
             )
         target = [None, *steps_done][-1 - steps]
         command.downgrade(alembic_config(connection, settings), target or "base")
@@ -253,7 +253,7 @@ def drop(
         tables = ours + ([VERSION_TABLE] if server.has_versions else [])
         _drop(connection, "FUNCTION", functions)
         _drop(connection, "TABLE", [_qualified(settings.schema, table) for table in tables])
-        return functions + tables
+        return [function.partition("(")[0] for function in functions] + tables
 
     return run(work, settings)
 
