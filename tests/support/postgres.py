@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import asyncpg
 
-from pgcontext.embedded._cluster import Cluster
+from pgcontext.embedded.cluster import Cluster
 from tests.support import DIMENSIONS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Server:
 
     def __init__(self, version: int) -> None:
         self.version = version
-        self._folder = _folder()
+        self._folder = memory_folder()
         self._cluster = Cluster(self._folder, version=version, settings=SETTINGS)
         self._numbers = itertools.count(1)
         # A loop of its own that runs only while one statement does: tests have theirs.
@@ -114,8 +114,11 @@ def migrate(url: str, *, dimensions: int = DIMENSIONS) -> None:
     assert done.returncode == 0, done.stdout
 
 
-def _folder() -> Path:
-    """Make a folder for a server, in memory where there is enough, and clear those left over."""
+def memory_folder() -> Path:
+    """Make a folder for a server, in memory where there is enough, and clear those left over.
+
+    Whoever asks for it removes it at the end.
+    """
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
     base = MEMORY if roomy else Path(tempfile.gettempdir())
     for left in base.glob(f"{PREFIX}*"):

@@ -21,7 +21,7 @@ from pgcontext.errors import ConfigError, UnavailableError
 from pgcontext.settings import Settings, child_environment
 
 if TYPE_CHECKING:
-    from pgcontext.embedded._cluster import Cluster
+    from pgcontext.embedded.cluster import Cluster
 
 __all__ = ["start", "start_sync", "stop"]
 
@@ -50,7 +50,7 @@ def start_sync(data_dir: Path | None = None) -> str:
     """Do what `start` does, in this thread."""
     directory = _directory(data_dir)
     with _guard:
-        cluster = _clusters.get(directory) or _cluster(directory)
+        cluster = _clusters.get(directory) or _new(directory)
         try:
             with cluster.exclusive():
                 cluster.ensure_running()
@@ -120,8 +120,8 @@ def _user_data_directory() -> Path:
     return platformdirs.user_data_path("pgcontext", appauthor=False)
 
 
-def _cluster(directory: Path) -> Cluster:
-    from pgcontext.embedded._cluster import Cluster  # noqa: PLC0415  (needs fcntl)
+def _new(directory: Path) -> Cluster:
+    from pgcontext.embedded.cluster import Cluster  # noqa: PLC0415  (needs fcntl)
 
     return Cluster(directory, settings={"jit": "off"})
 

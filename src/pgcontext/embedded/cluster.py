@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 from pgcontext import limits
-from pgcontext.embedded import PACKAGE, _keeper
+from pgcontext.embedded import PACKAGE, keeper
 from pgcontext.errors import ConfigError, UnavailableError
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
 CTYPE: Final = "en_US.UTF-8" if sys.platform == "darwin" else "C.UTF-8"
 # Source: sun_path in sys/un.h, of macOS, where it is shorter than on Linux; less the final zero.
 SOCKET_PATH_BYTES_MAX: Final = 103
+SOCKET: Final = ".s.PGSQL.5432"
 # Rights of root that let the server's own user reach closed folders: to read, or else to all.
 # Source: linux/capability.h, the numbers of the bits.
 REACHING: Final = {"dac_read_search": 2, "dac_override": 1}
@@ -73,9 +74,9 @@ class Cluster:
             UnavailableError: another process held it for too long.
         """
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _keeper.open_lock(self.directory, "lock")
+        lock = keeper.open_lock(self.directory, "lock")
         try:
-            _wait(lambda: _keeper.try_lock(lock), "another process is still starting it")
+            _wait(lambda: keeper.try_lock(lock), "another process is still starting it")
             yield
         finally:
             os.close(lock)
@@ -102,11 +103,11 @@ class Cluster:
         """Use the server no more, and stop it if nobody does; also when it is not running."""
         self._release()
         if self.directory.exists():
-            _keeper.stop_if_unused(self.directory, self._stop_command())
+            keeper.stop_if_unused(self.directory, self._stop_command())
 
     def _count_as_user(self) -> None:
         if self._use is None:
-            self._use = _keeper.open_lock(self.directory, "users")
+            self._use = keeper.open_lock(self.directory, "users")
             fcntl.flock(self._use, fcntl.LOCK_SH)
 
     def _release(self) -> None:
@@ -115,24 +116,24 @@ class Cluster:
             self._use = None
 
     def _ensure_keeper(self) -> None:
-        keeper = _keeper.open_lock(self.directory, "keeper")
+        lock = keeper.open_lock(self.directory, "keeper")
         try:
-            if _keeper.try_lock(keeper):  # it inherits the lock along with the open file
+            if keeper.try_lock(lock):  # the keeper inherits the lock along with the open file
                 subprocess.run(  # noqa: S603
                     [
-                        *(sys.executable, "-I", "-S", _keeper.__file__),
-                        *(str(self.directory), str(keeper), *self._stop_command()),
+                        *(sys.executable, "-I", "-S", keeper.__file__),
+                        *(str(self.directory), str(lock), *self._stop_command()),
                     ],
                     cwd="/",
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     start_new_session=True,  # a Ctrl-C in the terminal is not meant for it
-                    pass_fds=(keeper,),
+                    pass_fds=(lock,),
                     check=True,
                 )
         finally:
-            os.close(keeper)
+            os.close(lock)
 
     def _accepts_connections(self) -> bool:
         answer = self._run("pg_isready", "-q", "-h", str(self._socket_directory), "-U", ROLE)
@@ -142,21 +143,23 @@ class Cluster:
         """Start the server, after a crash too.
 
         Each process of the server inherits the lock on the file `server`. Where that is free, none
-        of them is left, and a postmaster.pid is stale, whoever has its process id today.
+        of them is left, and what names a process id is stale, whoever has that id today.
         """
-        server = _keeper.open_lock(self.directory, "server")
+        server = keeper.open_lock(self.directory, "server")
         try:
-            _wait(lambda: _keeper.try_lock(server), "its processes of before did not end")
+            _wait(lambda: keeper.try_lock(server), "its processes of before did not end")
             self._make_data()
             _private_directory(self._socket_directory, self._owner)
             (self._pgdata / "postmaster.pid").unlink(missing_ok=True)
+            (self._socket_directory / f"{SOCKET}.lock").unlink(missing_ok=True)
             if self._log.exists() and self._log.stat().st_size > limits.EMBEDDED_LOG_BYTES_MAX:
                 os.truncate(self._log, 0)
             self._check(
                 self._run(
-                    *("pg_ctl", "start", "-D", str(self._pgdata), "-s", "-w"),
+                    *("pg_ctl", "start", "-D", ".", "-s", "-w", "-l", self._log.name),
                     *("-t", str(int(limits.EMBEDDED_START_SECONDS_MAX))),
-                    *("-l", str(self._log), "-o", self._server_options()),
+                    *("-o", self._server_options()),
+                    folder=self._pgdata,  # pg_ctl asks a shell, where names have a meaning
                     pass_fds=(server,),
                 )
             )
@@ -186,6 +189,7 @@ class Cluster:
 
     def _server_options(self) -> str:
         settings = {
+            "cluster_name": "pgcontext",
             "listen_addresses": "",
             "unix_socket_directories": f'"{self._socket_directory}"',
             **self.settings,
@@ -204,12 +208,16 @@ class Cluster:
         return [*_as_user(*self._owner), str(self._programs / program), *arguments]
 
     def _run(
-        self, program: str, *arguments: str, pass_fds: tuple[int, ...] = ()
+        self,
+        program: str,
+        *arguments: str,
+        folder: Path = Path("/"),  # the caller's may be closed to the server's user
+        pass_fds: tuple[int, ...] = (),
     ) -> subprocess.CompletedProcess[str]:
         try:
             return subprocess.run(  # noqa: S603
                 self._command(program, *arguments),
-                cwd="/",  # the caller's folder may be closed to the server's user
+                cwd=folder,
                 env=ENVIRONMENT,
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
@@ -292,7 +300,7 @@ def _socket_directory(directory: Path) -> Path:
     The other place must be the same for every process, so it cannot depend on TMPDIR.
     """
     inside = directory / "run"
-    path = os.fsencode(inside / ".s.PGSQL.5432")
+    path = os.fsencode(inside / SOCKET)
     if len(path) <= SOCKET_PATH_BYTES_MAX and not set(b',:"\\') & set(path):
         return inside
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
