@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from pgcontext.cli import contexts, doctor, exporting, importing, searching, trees
+from pgcontext.cli import contexts, db, demo, doctor, exporting, importing, searching, trees
 from pgcontext.cli.output import Output
 
 app = typer.Typer(
@@ -46,6 +45,7 @@ CONVERSATIONS = "Conversations"
 FILES = "In and out"
 DATABASE = "Database"
 
+app.command(rich_help_panel="First")(demo.demo)
 app.command("list", rich_help_panel=CONVERSATIONS)(contexts.list_contexts)
 app.command(rich_help_panel=CONVERSATIONS)(contexts.show)
 app.command(rich_help_panel=CONVERSATIONS)(trees.tree)
@@ -57,7 +57,4 @@ app.command("import", rich_help_panel=FILES)(importing.import_file)
 app.command(rich_help_panel=FILES)(exporting.export)
 app.command(rich_help_panel=DATABASE)(doctor.doctor)
 
-if find_spec("pgcontext.cli.db"):
-    from pgcontext.cli import db
-
-    app.add_typer(db.app, name="db", rich_help_panel=DATABASE)
+app.add_typer(db.app, name="db", rich_help_panel=DATABASE)

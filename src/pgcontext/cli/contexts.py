@@ -62,7 +62,7 @@ def list_contexts(
     found = out.run(page())
     if not found.items:
         out.note(NOTHING)
-    out.emit(found, text=lambda: _table(found.items))
+    out.emit(found, text=lambda: table(found.items))
     if found.next_cursor:
         out.note(f"More with: --cursor {found.next_cursor}")
 
@@ -228,24 +228,25 @@ def parse_where(written: list[str] | None) -> dict[str, Any] | None:
     return pairs or None
 
 
-def _table(contexts: list[Context]) -> RenderableType:
+def table(contexts: list[Context]) -> RenderableType:
+    """Lay contexts out, one a line."""
     from rich.table import Table
     from rich.text import Text
 
     from pgcontext.cli.words import ago
 
-    table = Table(box=None, pad_edge=False, header_style="dim", show_header=bool(contexts))
-    table.add_column("id", no_wrap=True, style="cyan")
-    table.add_column("name", ratio=1, no_wrap=True, overflow="ellipsis")
-    table.add_column("messages", justify="right", no_wrap=True)
-    table.add_column("tokens", justify="right", no_wrap=True)
-    table.add_column("changed", no_wrap=True)
+    lines = Table(box=None, pad_edge=False, header_style="dim", show_header=bool(contexts))
+    lines.add_column("id", no_wrap=True, style="cyan")
+    lines.add_column("name", ratio=1, no_wrap=True, overflow="ellipsis")
+    lines.add_column("messages", justify="right", no_wrap=True)
+    lines.add_column("tokens", justify="right", no_wrap=True)
+    lines.add_column("changed", no_wrap=True)
     for context in contexts:
         gone = context.deleted_at is not None
         name = Text(printable(context.name or "(no name)"), style="strike" if gone else "")
         if context.parent_id:
             name.append(f"  fork of {short(context.parent_id)} at {context.fork_version}", "dim")
-        table.add_row(
+        lines.add_row(
             short(context.id),
             name,
             f"{context.message_count:,}",
@@ -253,4 +254,4 @@ def _table(contexts: list[Context]) -> RenderableType:
             "deleted" if gone else ago(context.updated_at),
             style="dim" if gone else "",
         )
-    return table
+    return lines

@@ -90,7 +90,7 @@ def import_file(
         async with opened(tenant) as store:
             return await bring_in(store, binary, report)
 
-    with out.reported(), source(file) as binary, _progress(out, _size(binary)) as report:
+    with out.reported(), source(file) as binary, progress(out, size(binary)) as report:
         tally = out.run(work(binary, report))
     out.emit(tally, text=_summary(tally))
 
@@ -110,7 +110,7 @@ def source(file: str) -> AbstractContextManager[BinaryIO]:
         raise InvalidInputError(msg) from error
 
 
-def _size(file: BinaryIO) -> int | None:
+def size(file: BinaryIO) -> int | None:
     """Return the length of a file; None when it is a pipe."""
     status = os.fstat(file.fileno())
     return status.st_size if stat.S_ISREG(status.st_mode) else None
@@ -389,7 +389,7 @@ def _summary(tally: Tally) -> str:
 
 
 @contextmanager
-def _progress(out: Output, total: int | None) -> Iterator[Report]:
+def progress(out: Output, total: int | None) -> Iterator[Report]:
     """Show how far an import has come, on a terminal; give the function to report to."""
     if out.as_json or not out.stderr.is_terminal:
         yield lambda _bytes, _tally: None

@@ -17,6 +17,7 @@ import sys
 import traceback
 from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeVar
 from uuid import UUID
 
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from pgcontext import ContextStore
+    from pgcontext.settings import Settings
 
 T = TypeVar("T")
 
@@ -191,7 +193,20 @@ async def opened(tenant: UUID | None) -> AsyncIterator[ContextStore]:
     from pgcontext import ContextStore
 
     async with ContextStore.from_env(tenant_id=tenant) as store:
+        if store.settings.url is None:
+            await embedded_started(store.settings)
         yield store
+
+
+async def embedded_started(settings: Settings) -> None:
+    """Start the embedded PostgreSQL unless it runs; on a terminal, show that this takes a while."""
+    from rich.console import Console
+
+    from pgcontext import embedded
+
+    directory = Path(settings.data_dir) if settings.data_dir else None
+    with Console(stderr=True).status("Starting PostgreSQL ..."):
+        await embedded.start(directory)
 
 
 def exit_code(error: ContextStoreError) -> Exit:

@@ -66,7 +66,9 @@ def message_body(message: Message, *, chars_max: int | None = None) -> Text:
     """Return what a message says: its text, then the calls it makes."""
     body = Text()
     if message.content:
-        text = shortened(printable(message.content), chars_max)
+        text = printable(message.content)
+        if chars_max is not None and len(text) > chars_max:
+            text = shortened(" ".join(text.split()), chars_max)
         body.append(text, "dim" if message.role == "tool" else "")
     for call in tool_calls(message):
         body.append("\n" if body else "")
@@ -118,7 +120,7 @@ def conversation(
     *,
     chars_max: int | None = None,
 ) -> RenderableType:
-    """Lay a conversation out to be read: who said what, at which version.
+    """Lay a conversation out to be read.
 
     Args:
         context: whose view it is.
@@ -126,7 +128,19 @@ def conversation(
         window: what they were fitted into, for the closing line.
         chars_max: of a tool's result; None for all of it.
     """
-    grid = Table.grid(padding=(0, 1), expand=False)
+    talk = transcript(context, messages, tool_chars_max=chars_max)
+    return Group(*_heading(context), talk, *_closing(window))
+
+
+def transcript(
+    context: Context,
+    messages: list[Message],
+    *,
+    chars_max: int | None = None,
+    tool_chars_max: int | None = None,
+) -> RenderableType:
+    """Lay messages out: which version, who, what; cut where they are longer than asked for."""
+    grid = Table.grid(padding=(0, 1))
     grid.add_column(justify="right", style="dim", no_wrap=True)
     grid.add_column(no_wrap=True)
     grid.add_column(overflow="fold")
@@ -136,12 +150,13 @@ def conversation(
         if own and inherited:
             grid.add_row("", "", Text(f"forked here, at version {context.fork_version}", "dim"))
         inherited = not own
-        style = Style.parse(ROLE_STYLES[message.role]) + Style(dim=message.deleted_at is not None)
-        body = message_body(message, chars_max=chars_max if message.role == "tool" else None)
-        if message.deleted_at is not None:
-            body.stylize("dim strike")
-        grid.add_row(str(message.version), Text(_speaker(message), style), body)
-    return Group(*_heading(context), grid, *_closing(window))
+        gone = "dim strike" if message.deleted_at is not None else ""
+        cut = tool_chars_max or chars_max if message.role == "tool" else chars_max
+        body = message_body(message, chars_max=cut)
+        body.stylize(gone)
+        speaker = Text(_speaker(message), f"{ROLE_STYLES[message.role]} {gone}")
+        grid.add_row(str(message.version), speaker, body)
+    return grid
 
 
 def _speaker(message: Message) -> str:
