@@ -71,9 +71,9 @@ def prepare(connection: Connection, settings: Settings) -> Server:
     """Take the lock, look at the server and refuse what cannot work."""
     take_turn(connection)
     server = look(connection, settings)
-    _refuse_server(server)
+    refuse_server(server)
     if server.revision is not None:
-        _refuse_database(server, settings)
+        refuse_database(server, settings)
     # Where types and operators are found; everything else is named with its schema.
     path = dict.fromkeys([settings.schema, server.pgvector_schema or "public"])
     _set_local(connection, "search_path", ", ".join(map(quote, path)))
@@ -118,7 +118,8 @@ def look(connection: Connection, settings: Settings) -> Server:
     return msgspec.structs.replace(server, revision=revision)
 
 
-def _refuse_server(server: Server) -> None:
+def refuse_server(server: Server) -> None:
+    """Refuse a server that is too old, or that lacks what pgcontext needs."""
     if server.is_standby:
         raise ConfigError("This server is a read-only standby: name the primary instead.")
     major = server.version_number // 10_000
@@ -158,7 +159,7 @@ def _is_below(version: str | None, least: tuple[int, ...]) -> bool:
     return version is not None and tuple(map(int, re.findall(r"\d+", version)[:3])) < least
 
 
-def _refuse_database(server: Server, settings: Settings) -> None:
+def refuse_database(server: Server, settings: Settings) -> None:
     """Refuse a database that newer code migrated, or that holds other embeddings."""
     if server.revision not in revisions():
         raise SchemaMismatchError(
