@@ -3,6 +3,7 @@
 PYTHON ?=
 INPUT ?=
 PYTEST_ARGS ?=
+BENCH_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
@@ -29,8 +30,8 @@ check: setup ## Format, lint, types and layers.
 format: setup ## Format the code and mend what Ruff can mend.
 	@$(BIN)/ruff check --quiet --fix . ; $(BIN)/ruff format .
 
-bench: setup ## Measure, and write docs/benchmarks.md.
-	@$(BIN)/python -m benchmarks
+bench: setup ## Measure, and write docs/benchmarks.md; BENCH_ARGS=--quick for a first look.
+	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 setup: .venv/.installed-dev ## Make .venv with everything that the other targets need.
 	@:

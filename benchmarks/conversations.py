@@ -39,7 +39,7 @@ _QUESTIONS: Final = (
 )
 _ANSWERS: Final = (
     "I found order {order}: it left our warehouse in {city} and is on its way to you.",
-    "The carrier reports that the second parcel was scanned on Tuesday, so it should be there soon.",
+    "The carrier reports that the second parcel was scanned on Tuesday, so it will be there soon.",
     "{title} by {author} is in stock as a paperback for {amount} euros.",
     "You can return it free of charge within thirty days; I have sent you the label by mail.",
     "The difference on the invoice comes from the shipping, which is free above {other} euros.",

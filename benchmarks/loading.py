@@ -14,7 +14,7 @@ from pgcontext.settings import Settings
 from pgcontext.tokens import get_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
     from uuid import UUID
 
 TURNS: Final = 2_500
@@ -99,7 +99,7 @@ class Loader:
 
 
 @asynccontextmanager
-async def loader(url: str, tenant_id: UUID) -> AsyncIterator[Loader]:
+async def loader(url: str, tenant_id: UUID) -> AsyncGenerator[Loader]:
     """Connect, and bring what messages say into the database once."""
     connection = await asyncpg.connect(url)
     try:

@@ -15,11 +15,11 @@ from pgcontext.embedded.cluster import Cluster
 from pgcontext.settings import POOLED_NAMES, UNPOOLED_NAMES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 @contextmanager
-def running(directory: Path | None) -> Iterator[str]:
+def running(directory: Path | None) -> Generator[str]:
     """Run a migrated server and give its URL.
 
     Nothing is set: a commit waits for the disk (`fsync`), and autovacuum runs, as in a database
