@@ -114,6 +114,19 @@ async def test_purge_leaves_what_a_live_fork_can_see(store: ContextStore) -> Non
         await store.restore(root.id)
 
 
+async def test_a_parent_restored_after_a_purge_counts_what_is_left(store: ContextStore) -> None:
+    """Purge took what no live fork shows; the counters say so."""
+    root = await store.create()
+    await store.append(root.id, [user(token_count=count) for count in (1, 2, 4)])
+    fork = await store.fork(root.id, at_version=2)
+    await store.delete(root.id)
+    assert (await store.purge(older_than=NOW)).messages == 1
+    restored = await store.restore(root.id)
+    assert versions(await store.history(root.id)) == [1, 2]
+    assert (restored.message_count, restored.total_tokens, restored.latest_version) == (2, 3, 3)
+    assert (await store.get(fork.id)).message_count == 2
+
+
 async def test_purge_removes_a_whole_deleted_family(store: ContextStore, connection: Any) -> None:
     """Forks and their parents go in one call, whatever the order of deletion."""
     root = await store.create()

@@ -8,22 +8,24 @@ from pgcontext import limits
 
 BOUNDS = [name for name in vars(limits) if re.fullmatch(r"[A-Z][A-Z_]+", name)]
 UNITS = {
+    "ATTEMPTS",
     "BYTES",
     "CHARS",
     "CONNECTIONS",
     "CONTEXTS",
     "COUNT",
+    "DAYS",
     "DEPTH",
     "DIMENSIONS",
     "HITS",
     "MESSAGES",
     "NEIGHBORS",
+    "REVISION",
+    "ROLES",
     "ROWS",
     "SECONDS",
     "VERSION",
     "VERSIONS",
-    "ATTEMPTS",
-    "REVISION",
 }
 SOURCES = {
     path: path.read_text()
