@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from pgcontext.errors import (
-    PRIVILEGE_SQLSTATE,
     ConfigError,
     ContextStoreError,
     UnavailableError,
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+logger: Final = logging.getLogger("pgcontext.migrate")
+
+INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
 
@@ -49,7 +52,7 @@ REFUSALS: Final = {
         "Other sessions held pgcontext's tables, or another migration ran, for too long; nothing "
         "was changed: run this again when there is less traffic",
     ),
-    PRIVILEGE_SQLSTATE: _Refusal(
+    INSUFFICIENT_PRIVILEGE: _Refusal(
         ConfigError,
         "This role may not change pgcontext's tables; nothing was changed: migrate as the role "
         "that owns them",
@@ -146,11 +149,13 @@ def _translated() -> Generator[None]:
     try:
         yield
     except DBAPIError as error:
-        raise _refusal(error) from error
+        logger.debug("refused: %s", error.statement)
+        # Without its cause: the server's DETAIL may quote rows.
+        raise _refusal(error) from None
     except CommandError as error:
         raise ContextStoreError(f"Alembic refused: {error}") from error
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-        raise translate(error) from error
+        raise translate(error) from None
 
 
 def _refusal(error: DBAPIError) -> ContextStoreError:
@@ -164,4 +169,4 @@ def _refusal(error: DBAPIError) -> ContextStoreError:
         refusal = REFUSALS[sqlstate]
     else:
         refusal = PASSING_REFUSAL if is_retryable_sqlstate(sqlstate) else OTHER_REFUSAL
-    return refusal.kind(f"{refusal.sentence} (SQLSTATE {sqlstate}).", sqlstate=sqlstate)
+    return refusal.kind(f"{refusal.sentence}. (SQLSTATE {sqlstate})", sqlstate=sqlstate)
