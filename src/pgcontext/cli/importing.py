@@ -31,7 +31,7 @@ from pgcontext.errors import (
     MessageNotFoundError,
     VersionConflictError,
 )
-from pgcontext.messages import STORE_KEYS
+from pgcontext.messages import STORE_KEYS, drafts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -167,6 +167,7 @@ async def put(store: ContextStore, conversation: Conversation) -> tuple[Outcome,
         CommandError: its id belongs to a context that says something else.
     """
     try:
+        _check(store, conversation)
         for ordinal in range(ALIKE_CONVERSATIONS_MAX):
             result = await _put_as(store, conversation, conversation.candidate(ordinal))
             if result is not None:
@@ -215,6 +216,32 @@ async def _put_as(
         return outcome, len(rest)
     msg = f"{conversation.place} is being written by somebody else; run the import again later."
     raise CommandError(msg, Exit.CONFLICT)
+
+
+def _check(store: ContextStore, conversation: Conversation) -> None:
+    """Refuse a bad message before anything of its conversation is written."""
+    for start in range(0, len(conversation.messages), MESSAGES_PER_BATCH):
+        batch = conversation.messages[start : start + MESSAGES_PER_BATCH]
+        try:
+            drafts(
+                batch,
+                dimensions=store.settings.dimensions,
+                embedding_model=None,
+                tokenizer=_NoTokenizer,
+            )
+        except InvalidInputError as error:
+            if found := NUMBERED.fullmatch(str(error)):
+                error.args = (f"message {start + int(found[1]) + 1}: {found[2]}",)
+            raise
+
+
+class _NoTokenizer:
+    """Counts nothing: what is only checked need not be counted."""
+
+    name = "none"
+
+    def count(self, text: str) -> int:  # noqa: ARG002 (a Tokenizer's signature)
+        return 0
 
 
 async def _existing(store: ContextStore, context_id: UUID) -> Context | None:
@@ -300,18 +327,12 @@ def same(message: Message, mapping: Json) -> bool:
 async def _append(store: ContextStore, context_id: UUID, rest: list[tuple[int, Json]]) -> None:
     for batch in _batches(rest):
         first = batch[0][0]
-        try:
-            await store.append(
-                context_id,
-                [mapping for _, mapping in batch],
-                expected_version=first - 1,
-                idempotency_key=f"import:{first}",
-            )
-        except InvalidInputError as error:
-            found = NUMBERED.fullmatch(str(error))
-            if found:
-                error.args = (f"message {first + int(found[1])}: {found[2]}",)
-            raise
+        await store.append(
+            context_id,
+            [mapping for _, mapping in batch],
+            expected_version=first - 1,
+            idempotency_key=f"import:{first}",
+        )
 
 
 def _batches(rest: list[tuple[int, Json]]) -> Iterator[list[tuple[int, Json]]]:
