@@ -35,6 +35,7 @@ from pgcontext.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pgcontext.url import DatabaseUrl
 
     from pgcontext.settings import Settings
 
@@ -140,6 +141,8 @@ class Pool:
                     statement_name(statement),
                     error.sqlstate,
                     pause,
+                if self._settings.url is None:
+                    await self._start_embedded()  # it may have crashed, and nobody else starts it
                 )
                 await asyncio.sleep(pause)
         raise AssertionError  # pragma: no cover (the loop returns or raises)
@@ -195,10 +198,7 @@ class Pool:
         settings = self._settings
         url = settings.url
         if url is None:
-            from pgcontext import embedded  # noqa: PLC0415 (only who has no URL needs it)
-
-            directory = Path(settings.data_dir) if settings.data_dir else None
-            url = parse(await embedded.start(directory))
+            url = await self._start_embedded()
         pool = self._pools.get(loop)
         if pool is None:
             pool = asyncpg.create_pool(
@@ -217,6 +217,12 @@ class Pool:
             await pool  # makes it usable; with min_size=0 nothing is connected
             pool = self._pools.setdefault(loop, pool)
         return pool
+
+    async def _start_embedded(self) -> DatabaseUrl:
+        from pgcontext import embedded  # noqa: PLC0415 (only who has no URL needs it)
+
+        directory = Path(self._settings.data_dir) if self._settings.data_dir else None
+        return parse(await embedded.start(directory))
 
     async def _acquire(self, pool: asyncpg.Pool[asyncpg.Record]) -> Connection:
         try:

@@ -163,6 +163,15 @@ async def test_a_store_without_a_url_uses_it(directory: Path) -> None:
         assert (await store.get(context.id)).name == "embedded"
 
 
+async def test_a_store_in_use_survives_the_servers_crash(directory: Path) -> None:
+    """When the server is killed under a store, the next call starts it again and goes on."""
+    async with ContextStore(settings=Settings(data_dir=str(directory), dimensions=8)) as store:
+        context = await store.create(name="before")
+        os.kill(postmaster(directory), signal.SIGKILL)
+        await store.append(context.id, {"role": "user", "content": "after", "token_count": 1})
+        assert [message.version for message in await store.history(context.id)] == [1]
+
+
 async def test_starting_leaves_the_loop_free(directory: Path) -> None:
     """While the server starts, other coroutines run."""
     starting = asyncio.create_task(embedded.start(directory))
