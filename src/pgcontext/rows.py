@@ -35,7 +35,7 @@ def context(row: Any, tenant_id: UUID) -> Context:  # noqa: ANN401 (a row)
     )
 
 
-def message(row: Any, tenant_id: UUID, *, replayed: bool = False) -> Message:  # noqa: ANN401
+def message(row: Any, tenant_id: UUID) -> Message:  # noqa: ANN401 (a row)
     """Make a message of a row that ends with MESSAGE_COLUMNS and deleted_at."""
     (
         message_id,
@@ -55,23 +55,22 @@ def message(row: Any, tenant_id: UUID, *, replayed: bool = False) -> Message:  #
         deleted_at,
     ) = row[-15:]
     return Message(
-        tenant_id=tenant_id,
-        id=message_id,
-        context_id=context_id,
-        version=version,
-        created_at=created_at,
-        role=role,
-        content=content,
-        tool_call_id=tool_call_id,
-        tool_name=tool_name,
-        token_count=token_count,
-        model=model,
-        payload=None if payload is None else _decode(payload),
-        idempotency_key=idempotency_key,
-        deleted_at=deleted_at,
-        embedding_model=embedding_model,
-        embedding_pending=embedding_pending,
-        replayed=replayed,
+        tenant_id,
+        message_id,
+        context_id,
+        version,
+        created_at,
+        role,
+        content,
+        tool_call_id,
+        tool_name,
+        token_count,
+        model,
+        None if payload is None else _decode(payload),
+        idempotency_key,
+        deleted_at,
+        embedding_model,
+        embedding_pending,
     )
 
 
