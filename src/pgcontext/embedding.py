@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 
 class Embedder(Protocol):
@@ -16,7 +16,7 @@ class Embedder(Protocol):
         """The name kept with each vector; vectors of different models are never compared."""
         ...
 
-    async def embed(self, texts: list[str]) -> Sequence[Sequence[float]]:
+    async def embed(self, texts: list[str]) -> Sequence[Iterable[float]]:
         """Return one `float[dimensions]` for each text, in order.
 
         Called without any database connection held.

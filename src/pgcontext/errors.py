@@ -16,7 +16,7 @@
 No message carries a password, a URL with one, message content or another tenant's existence.
 """
 
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 from uuid import UUID
 
 
@@ -119,8 +119,6 @@ class UnavailableError(ContextStoreError, ConnectionError):
     retryable = True
 
 
-UNIQUE_VIOLATION: Final = "23505"
-
 # Failures that pass by themselves: the statement is safe to send again, since it either did not
 # happen or is recognised by ids that were chosen before the first try.
 # Source: PostgreSQL documentation, appendix A.
@@ -135,6 +133,7 @@ RETRYABLE_SQLSTATES: Final = frozenset(
         "57P02",  # crash_shutdown
         "57P03",  # cannot_connect_now
         "57P05",  # idle_session_timeout
+        "23503",  # foreign_key_violation: what it refers to, or was about to remove, just changed
         "25006",  # read_only_sql_transaction: a failover is under way
     }
 )
@@ -149,9 +148,7 @@ SCHEMA_SQLSTATES: Final = frozenset(
         "42883",  # undefined_function
     }
 )
-PRIVILEGE_SQLSTATE: Final = "42501"
-AUTHENTICATION_SQLSTATE_CLASS: Final = "28"
-NO_DATABASE_SQLSTATE: Final = "3D000"
+PRIVILEGE_SQLSTATE: Final = "42501"  # insufficient_privilege
 
 
 def is_retryable_sqlstate(sqlstate: str) -> bool:
@@ -165,34 +162,43 @@ def from_sqlstate(sqlstate: str) -> ContextStoreError:
     The server's own text is left out on purpose: it may quote values, and it is translated.
     """
     if is_retryable_sqlstate(sqlstate):
-        return UnavailableError(
-            f"The database gave up on the statement (SQLSTATE {sqlstate}), also after retries; "
-            "try again later.",
-            sqlstate=sqlstate,
-        )
-    if sqlstate in SCHEMA_SQLSTATES:
-        return SchemaMismatchError(
-            f"The database does not have the schema this version needs (SQLSTATE {sqlstate}); "
-            "run: pgcontext db migrate",
-            sqlstate=sqlstate,
-        )
-    if sqlstate == PRIVILEGE_SQLSTATE:
-        return ConfigError(
-            "The database role may not use pgcontext's tables (SQLSTATE 42501); grant it SELECT, "
-            "INSERT, UPDATE and DELETE on them, or connect as their owner.",
-            sqlstate=sqlstate,
-        )
-    if sqlstate[:2] == AUTHENTICATION_SQLSTATE_CLASS:
-        return ConfigError(
-            f"The database refused the user name or password (SQLSTATE {sqlstate}); "
-            "check DATABASE_URL.",
-            sqlstate=sqlstate,
-        )
-    if sqlstate == NO_DATABASE_SQLSTATE:
-        return ConfigError(
-            "The database that DATABASE_URL names does not exist (SQLSTATE 3D000).",
-            sqlstate=sqlstate,
-        )
-    return ContextStoreError(
-        f"The database refused the statement (SQLSTATE {sqlstate}).", sqlstate=sqlstate
-    )
+        refusal = _PASSING
+    elif sqlstate in SCHEMA_SQLSTATES:
+        refusal = _NO_SCHEMA
+    else:
+        refusal = _REFUSALS.get(sqlstate, _OTHER)
+    return refusal.kind(f"{refusal.sentence} (SQLSTATE {sqlstate})", sqlstate=sqlstate)
+
+
+class _Refusal(NamedTuple):
+    kind: type[ContextStoreError]
+    sentence: str
+
+
+_PASSING = _Refusal(
+    UnavailableError, "The database gave up on the statement, also after retries; try again later."
+)
+_NO_SCHEMA = _Refusal(
+    SchemaMismatchError,
+    "The database does not have the schema this version needs; run: pgcontext db migrate",
+)
+_OTHER = _Refusal(ContextStoreError, "The database refused the statement.")
+_CREDENTIALS = _Refusal(
+    ConfigError, "The database refused the user name or password; check DATABASE_URL."
+)
+_REFUSALS: Final = {
+    # data_exception: pgvector compared unequal lengths
+    "22000": _Refusal(
+        DimensionMismatchError,
+        "The database's embeddings have other dimensions than PGCONTEXT_DIMENSIONS says; "
+        "pgcontext db status tells them.",
+    ),
+    "28000": _CREDENTIALS,  # invalid_authorization_specification
+    "28P01": _CREDENTIALS,  # invalid_password
+    "3D000": _Refusal(ConfigError, "The database that DATABASE_URL names does not exist."),
+    PRIVILEGE_SQLSTATE: _Refusal(
+        ConfigError,
+        "The database role may not use pgcontext's tables; grant it SELECT, INSERT, UPDATE and "
+        "DELETE on them, or connect as their owner.",
+    ),
+}

@@ -58,8 +58,8 @@ def _diverse(
 ) -> list[int]:
     """Choose hits by maximal marginal relevance.
 
-    Relevance is the score, scaled to 0 … 1 over the candidates; likeness is the cosine to the
-    nearest hit chosen already. A hit without an embedding is like nothing.
+    Relevance is the cosine to the query, or the text score as a part of the best one; likeness
+    is the cosine to the nearest hit chosen already. A hit without an embedding is like nothing.
 
     Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
     """
@@ -73,9 +73,9 @@ def _diverse(
         if text:
             vectors[index] = np.fromstring(text[1:-1], sep=",")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    scores = np.array([hit.score for hit in hits])
-    spread = np.ptp(scores)
-    relevance = (scores - scores.min()) / spread if spread else np.ones(len(hits))
+    relevance = np.array([hit.score for hit in hits])
+    if hits[0].distance is None:
+        relevance /= relevance.max() or 1.0
     likeness = np.zeros(len(hits))
     left = np.ones(len(hits), dtype=bool)
     chosen: list[int] = []

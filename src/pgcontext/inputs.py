@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import islice
+from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 # Above this, a float without fraction is written with an exponent, and PostgreSQL would give it
 # back as an integer.
 _FLOAT_PLAIN_MAX = 1e15
+# The index keeps embeddings as 16-bit floats: larger is refused there, smaller becomes zero.
+# Source: IEEE 754 binary16.
+_HALF_MAX = 65_504.0
+_HALF_MIN = 2.0**-24
 _ROLES = frozenset({"user", "assistant", "system", "tool", "developer"})
 
 
@@ -64,19 +70,16 @@ def versions(values: object) -> list[int]:
     if isinstance(values, (str, bytes)) or not isinstance(values, Iterable):
         msg = "versions must be whole numbers, 1 or more."
         raise InvalidInputError(msg)
-    checked = sorted(
-        {
-            integer(value, "a version", least=1, most=limits.VERSION_MAX)
-            for value in cast("Iterable[object]", values)
-        }
-    )
-    if not checked:
+    given = list(islice(cast("Iterable[object]", values), limits.VERSIONS_PER_CALL_MAX + 1))
+    if not given:
         msg = "versions must not be empty."
         raise InvalidInputError(msg)
-    if len(checked) > limits.VERSIONS_PER_CALL_MAX:
+    if len(given) > limits.VERSIONS_PER_CALL_MAX:
         msg = f"At most {limits.VERSIONS_PER_CALL_MAX:,} versions are accepted at once."
         raise LimitExceededError(msg)
-    return checked
+    return sorted(
+        {integer(value, "a version", least=1, most=limits.VERSION_MAX) for value in given}
+    )
 
 
 def text(value: object, name: str, *, chars_max: int) -> str:
@@ -127,7 +130,11 @@ def roles(values: object) -> list[str] | None:
     if not isinstance(values, Iterable):
         msg = "roles must be names of roles."
         raise InvalidInputError(msg)
-    return sorted({role(value) for value in cast("Iterable[object]", values)})
+    given = list(islice(cast("Iterable[object]", values), limits.ROLES_PER_CALL_MAX + 1))
+    if len(given) > limits.ROLES_PER_CALL_MAX:
+        msg = f"At most {limits.ROLES_PER_CALL_MAX} roles are accepted at once."
+        raise LimitExceededError(msg)
+    return sorted({role(value) for value in given})
 
 
 def moment(value: object, name: str) -> datetime | None:
@@ -224,31 +231,36 @@ def embedding(value: object, *, dimensions: int, name: str = "embedding") -> str
         dimensions: how many floats there must be.
         name: what to call it in a message.
     """
-    if isinstance(value, (str, bytes, Mapping)) or not hasattr(value, "__iter__"):
+    as_list = getattr(value, "tolist", None)  # numpy and array.array, without importing either
+    items: Any = value if as_list is None else as_list()
+    if isinstance(items, (str, bytes, bytearray)) or not isinstance(items, Sequence):
         msg = f"{name} must be a sequence of numbers."
         raise InvalidInputError(msg)
-    as_list = getattr(value, "tolist", None)  # numpy and array.array, without importing either
-    items: Any = as_list() if as_list is not None else list(cast("Iterable[Any]", value))
-    try:
-        floats = [float(item) for item in items]
-    except (TypeError, ValueError):
-        msg = f"{name} must be a flat sequence of numbers."
-        raise InvalidInputError(msg) from None
+    floats = [_component(item, name) for item in cast("Sequence[object]", items)]
     if len(floats) != dimensions:
         msg = (
             f"{name} has {len(floats):,} dimensions, the database has {dimensions:,} "
             "(PGCONTEXT_DIMENSIONS)."
         )
         raise DimensionMismatchError(msg)
-    # pgvector keeps 32-bit floats: beyond their range a component would become infinite.
-    if not all(math.isfinite(item) and abs(item) < 3.4028235e38 for item in floats):  # noqa: PLR2004
-        msg = f"{name} must have finite numbers within the range of a 32-bit float only."
+    # A NaN fails every comparison, so this finds it too.
+    if not all(abs(item) <= _HALF_MAX for item in floats):
+        msg = f"{name} must have finite numbers from -{_HALF_MAX:,.0f} to {_HALF_MAX:,.0f} only."
         raise InvalidInputError(msg)
-    # Smaller than the least 32-bit float, a component is stored as zero.
-    if not any(abs(item) > 1.2e-38 for item in floats):  # noqa: PLR2004
+    if not any(abs(item) >= _HALF_MIN for item in floats):
         msg = f"{name} must not be all zeros: it has no direction to compare."
         raise InvalidInputError(msg)
     return msgspec.json.encode(floats).decode()
+
+
+def _component(item: object, name: str) -> float:
+    if type(item) is not bool and isinstance(item, Real):
+        try:
+            return float(item)
+        except OverflowError:
+            return math.inf
+    msg = f"{name} must be a flat sequence of numbers."
+    raise InvalidInputError(msg)
 
 
 def cursor_of(created_at: datetime, context_id: UUID) -> str:

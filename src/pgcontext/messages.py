@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 STORE_KEYS = frozenset({"id", "model", "token_count", "embedding", "embedding_model"})
 
 
-class Draft(msgspec.Struct, omit_defaults=True):
+class Draft(msgspec.Struct, omit_defaults=True, kw_only=True):
     """A checked message on its way into the database; encodes to what APPEND reads.
 
     `payload` holds values as `inputs.json_value` prepared them.
@@ -36,10 +36,10 @@ class Draft(msgspec.Struct, omit_defaults=True):
 
     id: UUID
     role: str
+    token_count: int
     content: str | None = None
     tool_call_id: str | None = None
     tool_name: str | None = None
-    token_count: int = 0
     model: str | None = None
     payload: dict[str, Any] | None = None
     embedding: str | None = None
@@ -65,8 +65,7 @@ def drafts(
     Raises:
         InvalidInputError: says which message (counted from 0) and what about it.
     """
-    single = isinstance(messages, (Mapping, NewMessage))
-    given = cast("object", [messages] if single else messages)
+    given = (cast("object", messages),) if isinstance(messages, (Mapping, NewMessage)) else messages
     if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
         msg = "messages must be a mapping, a NewMessage, or an iterable of them."
         raise InvalidInputError(msg)
@@ -106,15 +105,17 @@ def _draft(
     draft = Draft(
         id=uuid7() if given_id is None else inputs.uuid(given_id, "id"),
         role=inputs.role(mapping["role"]),
+        token_count=0,
         model=inputs.optional_text(mapping.get("model"), "model", chars_max=limits.MODEL_CHARS_MAX),
     )
     _split(draft, mapping)
     _embed(draft, mapping, dimensions, embedding_model)
     given = mapping.get("token_count")
-    draft.token_count = (
-        _count(draft, tokenizer())
-        if given is None
-        else inputs.integer(given, "token_count", least=0, most=limits.TOKEN_COUNT_MAX)
+    draft.token_count = inputs.integer(
+        _count(draft, tokenizer()) if given is None else given,
+        "token_count",
+        least=0,
+        most=limits.TOKEN_COUNT_MAX,
     )
     return draft
 

@@ -22,22 +22,20 @@ import asyncpg
 
 from pgcontext import limits
 from pgcontext.errors import (
-    UNIQUE_VIOLATION,
     ConfigError,
     ContextStoreError,
     PoolTimeoutError,
     UnavailableError,
     from_sqlstate,
-    is_retryable_sqlstate,
 )
 from pgcontext.tls import tls_context
 from pgcontext.url import parse
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from pgcontext.url import DatabaseUrl
 
     from pgcontext.settings import Settings
+    from pgcontext.url import DatabaseUrl
 
     Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
@@ -141,10 +139,10 @@ class Pool:
                     statement_name(statement),
                     error.sqlstate,
                     pause,
-                if self._settings.url is None:
-                    await self._start_embedded()  # it may have crashed, and nobody else starts it
                 )
                 await asyncio.sleep(pause)
+                if self._settings.url is None:
+                    await self._start_embedded()  # it may have crashed, and nobody else starts it
         raise AssertionError  # pragma: no cover (the loop returns or raises)
 
     async def _once(self, once: Callable[[Connection], Awaitable[T]], statement: str) -> T:
@@ -163,7 +161,7 @@ class Pool:
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError(error.constraint_name or "") from None
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise translate(error) from error
+            raise translate(error) from _speechless(error)
         finally:
             await pool.release(connection)
         if statement_logger.isEnabledFor(logging.DEBUG):
@@ -238,9 +236,9 @@ class Pool:
                 )
                 raise PoolTimeoutError(msg) from error
             msg = "The database could not be reached in time."
-            raise UnavailableError(msg) from error
+            raise _OverdueError(msg) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise translate(error) from error
+            raise translate(error) from _speechless(error)
 
     def _abandon_dead_loops(self) -> None:
         for loop in [loop for loop in self._pools if loop.is_closed()]:
@@ -253,7 +251,7 @@ class Pool:
 
 
 class _OverdueError(UnavailableError):
-    """The statement's time is used up, so there is none left for another try."""
+    """The time for it is used up, so there is none left for another try."""
 
 
 def statement_name(statement: str) -> str:
@@ -270,11 +268,7 @@ def _backoff_seconds(attempt: int) -> float:
 def translate(error: Exception) -> ContextStoreError:
     """Turn a failure of the driver into ours. The server's own words may quote values: left out."""
     sqlstate = getattr(error, "sqlstate", None)
-    if isinstance(error, asyncpg.PostgresError) and sqlstate and sqlstate != UNIQUE_VIOLATION:
-        if is_retryable_sqlstate(sqlstate) or sqlstate.startswith("08"):
-            return UnavailableError(
-                f"The database is not available (SQLSTATE {sqlstate}).", sqlstate=sqlstate
-            )
+    if isinstance(error, asyncpg.PostgresError) and sqlstate:
         return from_sqlstate(sqlstate)
     if isinstance(error, ssl.SSLCertVerificationError):
         return ConfigError(
@@ -287,6 +281,11 @@ def translate(error: Exception) -> ContextStoreError:
             "connection with PGCONTEXT_TLS=disable."
         )
     return UnavailableError("The connection to the database failed.")
+
+
+def _speechless(error: Exception) -> Exception | None:
+    """Return the cause that may be shown: the server's DETAIL quotes the row that it refused."""
+    return None if isinstance(error, asyncpg.PostgresError) else error
 
 
 async def _leave_as_it_is(_connection: object) -> None:

@@ -104,7 +104,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             values["unpooled_url"] = values["unpooled_url"] or env.get("DATABASE_URL")
         values.update(overrides)
         for name in ("url", "unpooled_url"):
-            if isinstance(values[name], str):
+            if not isinstance(values[name], DatabaseUrl | None):
                 values[name] = parse(values[name], tls=values["tls"])
         known = {key: value for key, value in values.items() if value is not None}
         return cls(**known).checked()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import parse_qsl, quote, unquote
 
 import msgspec
@@ -189,6 +189,9 @@ def parse(text: str, *, tls: TlsMode | None = None) -> DatabaseUrl:
     Raises:
         ConfigError: the URL is not one, or has a parameter that is neither used nor known noise.
     """
+    if not isinstance(cast("object", text), str):
+        msg = "The database URL must be text."
+        raise ConfigError(msg)
     text = text.strip()
     scheme = SCHEME.match(text)
     if not scheme:

@@ -93,7 +93,8 @@ viewer AS (
     FROM @contexts AS c
     CROSS JOIN LATERAL (
         SELECT coalesce($3::bigint, c.latest_version) AS version,
-               coalesce($3::bigint, c.latest_version) * 2 >= c.latest_version AS from_end
+               coalesce($3::bigint, c.latest_version)
+                   >= c.latest_version - coalesce($3::bigint, c.latest_version) AS from_end
     ) AS cut
     WHERE c.tenant_id = $1 AND c.id = $2
 ),

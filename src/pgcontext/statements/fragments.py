@@ -108,6 +108,9 @@ COMMON: Final[LiteralString] = """common AS (
     LIMIT 1
 )"""
 
+# A floor below the first version: the path goes on to the root, past a fork that inherits nothing.
+WHOLE_PATH: Final[LiteralString] = "-1::bigint"
+
 _FRAGMENTS: Final[tuple[tuple[LiteralString, LiteralString], ...]] = (
     ("@lineage", LINEAGE),
     ("@visible", VISIBLE),
@@ -118,6 +121,7 @@ _FRAGMENTS: Final[tuple[tuple[LiteralString, LiteralString], ...]] = (
     ("@message_columns", MESSAGE_COLUMNS),
     ("@shown_columns", SHOWN_COLUMNS),
     ("@common", COMMON),
+    ("@whole_path", WHOLE_PATH),
 )
 
 

@@ -307,7 +307,11 @@ member AS MATERIALIZED (
     FROM wanted AS w
     JOIN lineage AS l ON w.version > l.lo AND w.version <= l.hi
     CROSS JOIN LATERAL (
-        SELECT @message_columns
+        SELECT @message_columns, EXISTS (
+            SELECT FROM @tombstones AS t
+            WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
+              AND t.restored_revision IS NULL
+        ) AS hidden
         FROM @messages AS m
         WHERE m.tenant_id = $1 AND m.context_id = l.id AND m.version = w.version
           AND @in_view
@@ -345,7 +349,14 @@ counted AS (
     ) AS n
     WHERE c.tenant_id = $1 AND c.id = $2 AND n.messages > 0
 )
-SELECT viewer.revision <> locked.revision AS stale, w.version AS wanted_version,
+SELECT viewer.revision <> locked.revision
+           -- One that was hidden is neither shown again: a purge took it meanwhile.
+           OR EXISTS (SELECT FROM allowed) AND EXISTS (
+               SELECT FROM member
+               WHERE member.hidden
+                 AND NOT EXISTS (SELECT FROM shown WHERE shown.version = member.version)
+           ) AS stale,
+       w.version AS wanted_version,
        s.id, s.context_id, s.version, s.created_at, s.role, s.content, s.tool_call_id,
        s.tool_name, s.token_count, s.model, s.payload, s.idempotency_key, s.embedding_model,
        s.embedding_pending, NULL::timestamptz AS deleted_at
@@ -363,7 +374,7 @@ ORDER BY w.version
 DIFF: Final[LiteralString] = compose("""
 -- pgcontext.diff
 WITH RECURSIVE viewer AS (
-    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    SELECT @viewer_columns, c.latest_version AS cap, @whole_path AS floor
     FROM @contexts AS c
     WHERE c.tenant_id = $1 AND c.id IN ($2, $3) AND c.deleted_at IS NULL
 ),
@@ -405,7 +416,8 @@ single AS (
     SELECT shown.*, shown.viewer = $2 AS only_a
     FROM shown
     WHERE NOT EXISTS (
-        SELECT FROM shown AS other WHERE other.id = shown.id AND other.viewer <> shown.viewer
+        SELECT FROM shown AS other
+        WHERE other.id = shown.id AND (other.viewer <> shown.viewer OR $2 = $3)
     )
     ORDER BY shown.version
     LIMIT $4::bigint + 1
@@ -433,7 +445,7 @@ WITH RECURSIVE locked AS MATERIALIZED (
     FOR NO KEY UPDATE
 ),
 viewer AS (
-    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    SELECT @viewer_columns, c.latest_version AS cap, @whole_path AS floor
     FROM @contexts AS c
     WHERE c.tenant_id = $1 AND c.id IN ($2, $3) AND c.deleted_at IS NULL
 ),

@@ -27,10 +27,21 @@ BELOW: Final[LiteralString] = """below AS (
     WHERE least(b.hi, c.fork_version) > 0
 )"""
 
+# What `@visible` needs to know of them, as the viewers that they are.
+AS_VIEWERS: Final[LiteralString] = """
+        SELECT b.root, b.id, b.hi, true AS hides_any,
+               b.above || b.id AS hiders, b.above_as_ofs || 9223372036854775807 AS as_ofs
+        FROM below AS b
+    """
+
+
+def _retention(statement: LiteralString) -> LiteralString:
+    return compose(statement.replace("@below_as_viewers", AS_VIEWERS).replace("@below", BELOW))
+
+
 # $2 context, $3 versions or NULL for all it wrote. Locks the owners of those messages and every
 # context below them, in the order of their ids. FOR UPDATE keeps new forks out until the commit.
-ERASE_LOCK: Final[LiteralString] = compose(
-    """
+ERASE_LOCK: Final[LiteralString] = _retention("""
 -- pgcontext.erase_lock
 WITH RECURSIVE viewer AS (
     SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
@@ -59,8 +70,7 @@ FROM @contexts AS c
 WHERE c.tenant_id = $1 AND c.id IN (SELECT tree.id FROM tree)
 ORDER BY c.id
 FOR UPDATE
-"""
-)
+""")
 
 # $2 context, $3 versions or NULL. Runs under the locks of ERASE_LOCK.
 # Returns missing (how many of the versions the view does not have; nothing is changed if any),
@@ -68,8 +78,7 @@ FOR UPDATE
 #
 # An erased message keeps its row and version. A tombstone with revision 0 at its owner hides it
 # in every view, also in forks made before.
-ERASE: Final[LiteralString] = compose(
-    """
+ERASE: Final[LiteralString] = _retention("""
 -- pgcontext.erase
 WITH RECURSIVE viewer AS (
     SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
@@ -117,11 +126,7 @@ origin AS (SELECT DISTINCT target.context_id AS id FROM target),
 showing AS (
     SELECT l.id, count(*) AS messages, sum(m.token_count) AS tokens
     FROM target AS m
-    JOIN (
-        SELECT b.root, b.id, b.hi, true AS hides_any,
-               b.above || b.id AS hiders, b.above_as_ofs || 9223372036854775807 AS as_ofs
-        FROM below AS b
-    ) AS l ON l.root = m.context_id AND m.version <= l.hi
+    JOIN (@below_as_viewers) AS l ON l.root = m.context_id AND m.version <= l.hi
     WHERE @visible
     GROUP BY l.id
 ),
@@ -163,8 +168,7 @@ changed AS (
 SELECT missing.versions AS missing, (SELECT count(*) FROM target) AS messages,
        (SELECT count(*) FROM showing) AS contexts
 FROM viewer CROSS JOIN missing
-""".replace("@below", BELOW)
-)
+""")
 
 # $2 seconds, $3 the last id of the batch before, $4 contexts at most. Locks contexts that were
 # deleted or had expired that long ago, and deletes the expired ones softly, so that from here on
@@ -194,8 +198,7 @@ SELECT dead.id FROM dead ORDER BY dead.id
 # $2 seconds, $3 contexts locked by PURGE_LOCK, or NULL for the hidden messages of all, $4 rows at
 # most. Removes what no context shows any more, nor could show again: a context counts unless it
 # is itself up for removal, and what it hid lately counts as shown. Returns how many.
-PURGE_MESSAGES: Final[LiteralString] = compose(
-    """
+PURGE_MESSAGES: Final[LiteralString] = _retention("""
 -- pgcontext.purge_messages
 WITH RECURSIVE cutoff AS (SELECT now() - make_interval(secs => $2) AS moment),
 candidate AS (
@@ -249,7 +252,24 @@ removed AS (
     WHERE m.tenant_id = $1 AND m.id = r.id
       -- Looked at again on the row itself, in case somebody has just restored it.
       AND ($3 IS NOT NULL OR m.deleted_at <= cutoff.moment)
-    RETURNING m.context_id, m.version
+    RETURNING m.context_id, m.version, m.token_count
+),
+-- Contexts that are up for removal but stay for a live fork's sake can be restored: their
+-- counters follow.
+showing AS (
+    SELECT l.id, count(*)::integer AS messages, sum(m.token_count)::bigint AS tokens
+    FROM removed AS m
+    JOIN (@below_as_viewers) AS l ON l.root = m.context_id AND m.version <= l.hi
+    WHERE @visible
+    GROUP BY l.id
+),
+counted AS (
+    UPDATE @contexts AS c
+    SET message_count = c.message_count - s.messages,
+        total_tokens = c.total_tokens - s.tokens,
+        revision = c.revision + 1
+    FROM showing AS s
+    WHERE c.tenant_id = $1 AND c.id = s.id
 ),
 cleared AS (
     DELETE FROM @tombstones AS t
@@ -257,8 +277,7 @@ cleared AS (
     WHERE t.tenant_id = $1 AND t.context_id = r.context_id AND t.version = r.version
 )
 SELECT count(*) AS messages FROM removed
-""".replace("@below", BELOW)
-)
+""")
 
 # $2 seconds, $3 contexts at most. Removes contexts up for removal that have no message left and
 # below which there are only such. Returns how many.
@@ -298,6 +317,9 @@ removed AS (
     DELETE FROM @contexts AS c
     USING removable AS r
     WHERE c.tenant_id = $1 AND c.id = r.id
+      -- Looked at again on the row itself, in case somebody has just restored it.
+      AND (c.deleted_at <= now() - make_interval(secs => $2)
+           OR c.expires_at <= now() - make_interval(secs => $2))
     RETURNING c.id
 )
 SELECT count(*) AS contexts FROM removed

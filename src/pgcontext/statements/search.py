@@ -185,10 +185,11 @@ WITH RECURSIVE near AS (
 ),
 hit AS MATERIALIZED (
     SELECT near.*, NULL::double precision AS text_score,
-           row_number() OVER (ORDER BY near.distance, near.id) AS place
+           row_number() OVER (ORDER BY near.distance, near.created_at, near.version)
+               AS place
     FROM near
     WHERE $9::double precision IS NULL OR near.distance <= $9
-    ORDER BY near.distance, near.id
+    ORDER BY near.distance, near.created_at, near.version
     LIMIT $3::integer
 ),
 @hit_viewers,

@@ -65,6 +65,9 @@ class MessageMethods(StoreBase):
         key = inputs.optional_text(
             idempotency_key, "idempotency_key", chars_max=limits.IDEMPOTENCY_KEY_CHARS_MAX
         )
+        if key == "":
+            msg = "idempotency_key must not be empty."
+            raise InvalidInputError(msg)
         expected = inputs.version(expected_version, "expected_version")
         batch = self._drafts(messages)
         await self._embed(batch, embed=embed)
@@ -303,7 +306,7 @@ class MessageMethods(StoreBase):
 
         An embedder that fails loses no message: what it should have embedded is marked.
         """
-        if embed not in {None, True, False, "later"}:
+        if not (embed is None or isinstance(embed, bool) or embed == "later"):
             msg = 'embed must be True, False, None or "later".'
             raise InvalidInputError(msg)
         if embed is True and self._embedder is None:

@@ -6,7 +6,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Final, cast
 
 from pgcontext import inputs, limits, statements
-from pgcontext.errors import ContextNotFoundError, InvalidInputError, MessageNotFoundError
+from pgcontext.errors import (
+    ContextNotFoundError,
+    InvalidInputError,
+    LimitExceededError,
+    MessageNotFoundError,
+)
 from pgcontext.models import EraseReport, PurgeReport
 from pgcontext.store.base import StoreBase
 
@@ -36,6 +41,9 @@ class RetentionMethods(StoreBase):
         if not isinstance(cast("object", older_than), timedelta) or older_than < timedelta(0):
             msg = "older_than must be a timedelta, 0 or more."
             raise InvalidInputError(msg)
+        if older_than > timedelta(days=limits.PURGE_AGE_DAYS_MAX):
+            msg = f"older_than must be at most {limits.PURGE_AGE_DAYS_MAX:,} days."
+            raise LimitExceededError(msg)
         seconds = older_than.total_seconds()
         bound = limits.PURGE_ROWS_PER_STATEMENT_MAX
         message_count = 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString
+from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, cast
 
 from pgcontext import hits, inputs, limits, statements
 from pgcontext.errors import InvalidInputError
@@ -10,7 +10,7 @@ from pgcontext.store.base import cap_of, metadata_json
 from pgcontext.store.contexts import ContextMethods
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
     from datetime import datetime
     from uuid import UUID
 
@@ -33,7 +33,7 @@ class SearchMethods(ContextMethods):
 
     async def search(
         self,
-        query: str | Sequence[float],
+        query: str | Iterable[float],
         *,
         context_id: UUID | str | None = None,
         limit: int = 10,
@@ -98,10 +98,10 @@ class SearchMethods(ContextMethods):
         return hits.assemble(found, self._tenant_id, limit=limit, diversity=thinning)
 
     async def _query(
-        self, query: str | Sequence[float], mode: str, max_distance: float | None
+        self, query: str | Iterable[float], mode: str, max_distance: float | None
     ) -> tuple[bool, str]:
         """Return whether to search by text, and the query as its statement takes it."""
-        if mode not in {"auto", "vector", "text"}:
+        if not isinstance(cast("object", mode), str) or mode not in {"auto", "vector", "text"}:
             msg = "mode must be one of: auto, vector, text."
             raise InvalidInputError(msg)
         dimensions = self._settings.dimensions
