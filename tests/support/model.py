@@ -19,63 +19,63 @@ class Chat:
     deleted: bool = False
 
 
-class Model:
+class Model(dict[UUID, Chat]):
     def __init__(self) -> None:
-        self.chats: dict[UUID, Chat] = {}
         self.said: dict[Key, dict[str, Any]] = {}  # what was appended and is not purged or erased
 
     def find(self, id: UUID, versions: Collection[int] = (), *, deleted: bool = False) -> set[Key]:
-        if id not in self.chats or (self.chats[id].deleted and not deleted):
+        if id not in self or (self[id].deleted and not deleted):
             raise errors.ContextNotFoundError(id)
-        keys = {key for key in self.chats[id].view if key[0] in versions and key in self.said}
+        keys = {key for key in self[id].view if key[0] in versions and key in self.said}
         if len(keys) < len(set(versions)):
             raise errors.MessageNotFoundError(id, tuple(versions))
         return keys
 
-    def history(self, id: UUID, at: int = 2**63, *, hidden: bool = False) -> list[Key]:
+    def history(self, id: UUID, at: int = 2**63) -> list[Key]:
         self.find(id)
-        view = self.chats[id].view.items()
-        return sorted(k for k, shown in view if k[0] <= at and k in self.said and (shown or hidden))
+        return sorted(k for k, v in self[id].view.items() if v and k[0] <= at and k in self.said)
 
     def append(self, id: UUID, batch: Iterable[dict[str, Any]]) -> None:
         self.find(id)
-        for version, mapping in enumerate(batch, self.chats[id].latest + 1):
-            self.chats[id].view[version, id] = True
-            self.chats[id].latest = version
+        for version, mapping in enumerate(batch, self[id].latest + 1):
+            self[id].view[version, id] = True
+            self[id].latest = version
             self.said[version, id] = mapping
 
     def fork(self, id: UUID, new: UUID, at: int) -> None:
         inherited = dict.fromkeys(self.history(id, at), True)
-        if not 0 <= at <= self.chats[id].latest:
+        if not 0 <= at <= self[id].latest:
             raise errors.InvalidInputError("beyond the end")
-        self.chats[new] = Chat([*self.chats[id].lineage, new], at, at, inherited)
+        self[new] = Chat([*self[id].lineage, new], at, at, inherited)
 
     def diff(self, a: UUID, b: UUID) -> tuple[UUID | None, int, list[Key], list[Key]]:
         one, two = set(self.history(a)), set(self.history(b))
-        ways = self.chats[a].lineage, self.chats[b].lineage
+        ways = self[a].lineage, self[b].lineage
         shared = [x for x, y in zip(*ways, strict=False) if x == y]
-        forks = [self.chats[x].fork_version for way in ways for x in way[len(shared) :]]
-        version = min(self.chats[a].latest, self.chats[b].latest, *forks) if shared else 0
+        forks = [self[x].fork_version for way in ways for x in way[len(shared) :]]
+        version = min(self[a].latest, self[b].latest, *forks) if shared else 0
         return shared[-1] if shared else None, version, sorted(one - two), sorted(two - one)
 
     def merge(self, source: UUID, into: UUID, *, rebase: bool) -> None:
         ancestor, version, _, _ = self.diff(source, into)
         if ancestor is None:
             raise errors.InvalidInputError("unrelated")
-        if self.chats[into].latest > version and not rebase:
-            raise errors.VersionConflictError(version, self.chats[into].latest)
-        self.append(into, [self.said[key] for key in self.history(source) if key[0] > version])
+        batch = [self.said[key] for key in self.history(source) if key[0] > version]
+        if batch and self[into].latest > version and not rebase:
+            raise errors.VersionConflictError(version, self[into].latest)
+        self.append(into, batch)
 
     def purge(self) -> None:
-        living = [x for x, chat in self.chats.items() if not chat.deleted]
-        needed = {ancestor for x in living for ancestor in self.chats[x].lineage}
+        living = [x for x, chat in self.items() if not chat.deleted]
+        needed = {ancestor for x in living for ancestor in self[x].lineage}
         self.said = {key: self.said[key] for x in living for key in self.history(x)}
-        self.chats = {x: chat for x, chat in self.chats.items() if x in needed}
+        for x in self.keys() - needed:
+            del self[x]
 
     def erase(self, id: UUID, versions: Collection[int] = ()) -> None:
         gone = self.find(id, versions, deleted=True) or {key for key in self.said if key[1] == id}
         self.said = {key: mapping for key, mapping in self.said.items() if key not in gone}
-        self.chats[id].deleted |= not versions
+        self[id].deleted |= not versions
 
     def window(self, id: UUID, max_tokens: int, at: int = 2**63) -> tuple[list[Key], bool]:
         def owed(call: Key, *results: Key) -> set[str]:
