@@ -198,7 +198,8 @@ _REFUSALS: Final = {
     "3D000": _Refusal(ConfigError, "The database that DATABASE_URL names does not exist."),
     PRIVILEGE_SQLSTATE: _Refusal(
         ConfigError,
-        "The database role may not use pgcontext's tables; grant it SELECT, INSERT, UPDATE and "
-        "DELETE on them, or connect as their owner.",
+        "The database role may not use pgcontext's tables: it lacks SELECT, INSERT, UPDATE or "
+        "DELETE on them, or row-level security holds it to another tenant. Connect as their owner, "
+        "or see docs/guide.md, Row-level security.",
     ),
 }

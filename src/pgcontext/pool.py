@@ -160,6 +160,10 @@ class Pool:
             raise _OverdueError(msg) from error
         except asyncpg.UniqueViolationError as error:
             raise UniqueViolationError(error.constraint_name or "") from None
+        except asyncpg.InternalClientError as error:
+            # asyncpg lost track of a connection that the server closed while it was idle.
+            connection.terminate()
+            raise translate(error) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise translate(error) from _speechless(error)
         finally:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
     from uuid import UUID
 
+    from pgcontext.embedding import Embedder
     from pgcontext.messages import Draft, MessageInput
     from pgcontext.models import Message
 
@@ -315,24 +316,25 @@ class MessageMethods(StoreBase):
         if embed is False or (embed is None and self._embedder is None):
             return
         owed = [draft for draft in batch if draft.embedding is None and draft.content]
-        if not owed:
-            return
         if embed != "later" and self._embedder is not None:
-            try:
-                vectors = await self._embedder.embed([draft.content or "" for draft in owed])
-                texts = [
-                    inputs.embedding(vector, dimensions=self._settings.dimensions)
-                    for vector in vectors
-                ]
-                for draft, text in zip(owed, texts, strict=True):
-                    draft.embedding, draft.embedding_model = text, self._embedder.model
-            except Exception as error:  # noqa: BLE001 (whatever it was, the messages are kept)
-                logger.warning(
-                    "embedding %d messages failed (%s); they are marked for later",
-                    len(owed),
-                    type(error).__name__,
-                )
-            else:
-                return
+            owed = await self._embed_now(self._embedder, owed)
         for draft in owed:
             draft.pending = True
+
+    async def _embed_now(self, embedder: Embedder, owed: list[Draft]) -> list[Draft]:
+        """Embed the drafts and return those that still are owed: none, or all when it failed."""
+        if not owed:
+            return owed
+        try:
+            vectors = await embedder.embed([draft.content or "" for draft in owed])
+            dimensions = self._settings.dimensions
+            texts = [inputs.embedding(vector, dimensions=dimensions) for vector in vectors]
+            # All pairs before the first is used: as many embeddings as texts, or none.
+            pairs = list(zip(owed, texts, strict=True))
+        except Exception as error:  # noqa: BLE001 (whatever it was, the messages are kept)
+            kind = type(error).__name__
+            logger.warning("embedding failed (%s); messages for later: %d", kind, len(owed))
+            return owed
+        for draft, text in pairs:
+            draft.embedding, draft.embedding_model = text, embedder.model
+        return []
