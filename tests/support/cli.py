@@ -51,7 +51,7 @@ class Cli:
     """
 
     def __init__(self, patch: pytest.MonkeyPatch, url: str | None) -> None:
-        self._patch = patch
+        self.patch = patch
         if url is not None:
             patch.setenv("DATABASE_URL", url)
         for name in ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TERM"):
@@ -60,7 +60,7 @@ class Cli:
     def __call__(self, *arguments: object) -> Result:
         """Run a command in this process and catch what it prints and how it ends."""
         out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8") for _ in range(2))
-        self._patch.setattr(sys, "argv", ["pgcontext", *map(str, arguments)])
+        self.patch.setattr(sys, "argv", ["pgcontext", *map(str, arguments)])
         code: Any = 0
         with redirect_stdout(out), redirect_stderr(err):
             try:

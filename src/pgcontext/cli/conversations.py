@@ -13,7 +13,7 @@ import itertools
 import json
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Final, NoReturn, TypeGuard, cast
 from uuid import UUID, uuid5
 
 import msgspec
@@ -62,6 +62,8 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         hidden: versions that its view hides.
         expires_at: as in `Context`.
         deleted: whether its context is soft-deleted.
+        exported: it is a line of a backup.
+        after: of a later line about the same context, the version that it goes on from.
     """
 
     place: str
@@ -75,10 +77,14 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
     hidden: tuple[int, ...] = ()
     expires_at: datetime | None = None
     deleted: bool = False
+    exported: bool = False
+    after: int | None = None
 
     @property
-    def inherited(self) -> int:
-        """The last version that is not its own; 0 unless it is a fork."""
+    def start(self) -> int:
+        """The version before the first one here."""
+        if self.after is not None:
+            return self.after
         return self.lineage.version if self.lineage else 0
 
     def candidate(self, ordinal: int) -> UUID:
@@ -94,7 +100,7 @@ class Conversation(msgspec.Struct, frozen=True, kw_only=True):
         """Yield its own versions with their messages; None for a gap."""
         gaps = set(self.gaps)
         messages = iter(self.messages)
-        for version in itertools.count(self.inherited + 1):
+        for version in itertools.count(self.start + 1):
             if version in gaps:
                 yield version, None
                 continue
@@ -185,7 +191,7 @@ def _locomo(parsed: Json, place: str) -> Conversation:
     for session in sessions:
         extra = {"session": session, "date_time": spoken.get(f"session_{session}_date_time")}
         for turn in spoken[f"session_{session}"]:
-            if not isinstance(turn, dict) or turn.get("speaker") not in speakers:
+            if not _is_object(turn) or turn.get("speaker") not in speakers:
                 _refuse(place, f"has a turn in session {session} by neither of its two speakers")
             rest = {key: turn[key] for key in turn if key not in {"speaker", "text"}}
             role = "user" if turn["speaker"] == speakers[0] else "assistant"
@@ -216,6 +222,7 @@ class _Export(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     hidden_at_fork: tuple[int, ...] = ()
     hidden: tuple[int, ...] = ()
     gaps: tuple[int, ...] = ()
+    after: Annotated[int, msgspec.Meta(ge=0)] | None = None
 
 
 def _exported(parsed: Json, place: str) -> Conversation:
@@ -241,6 +248,8 @@ def _exported(parsed: Json, place: str) -> Conversation:
         hidden=line.hidden,
         expires_at=line.expires_at,
         deleted=line.deleted_at is not None,
+        exported=True,
+        after=line.after,
     )
 
 
@@ -258,12 +267,16 @@ def _messages(parsed: Any, place: str) -> list[Json]:  # noqa: ANN401 (parsed JS
     if not isinstance(parsed, list):
         _refuse(place, "has 'messages' that are not a list")
     messages: list[Json] = []
-    for number, message in enumerate(parsed, 1):
-        if not isinstance(message, dict):
+    for number, message in enumerate(cast("list[object]", parsed), 1):
+        if not _is_object(message):
             _refuse(place, f"has a message {number} that is not an object")
         # Other programs' message ids are theirs: not always UUIDs, nor unique in a tenant.
         messages.append({("source_id" if key == "id" else key): message[key] for key in message})
     return messages
+
+
+def _is_object(parsed: object) -> TypeGuard[Json]:
+    return isinstance(parsed, dict)
 
 
 def _opening(messages: list[Json]) -> list[Json]:

@@ -27,7 +27,7 @@ from pgcontext.errors import InvalidInputError
 from pgcontext.tokens import get_tokenizer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Generator
     from typing import BinaryIO
 
     from rich.console import RenderableType
@@ -246,7 +246,7 @@ class Demo:
             self.say(f"  pgcontext {command} --tenant {TENANT}")
 
     @contextmanager
-    def step(self, title: str) -> Iterator[None]:
+    def step(self, title: str) -> Generator[None]:
         """Show the heading, then what happens inside."""
         self.meter.begin(title)
         self.heading(f"{len(self.meter.costs)}  {title}")

@@ -34,7 +34,7 @@ from pgcontext.errors import (
 from pgcontext.messages import STORE_KEYS, drafts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
     from contextlib import AbstractContextManager
     from uuid import UUID
 
@@ -121,7 +121,7 @@ async def bring_in(
     file: BinaryIO,
     report: Report = lambda _bytes, _tally: None,
 ) -> Tally:
-    """Import all conversations of a file; a few at once, forks after what stands before them.
+    """Import all conversations of a file; a few at once, a backup one by one.
 
     Args:
         store: of the tenant.
@@ -139,15 +139,17 @@ async def bring_in(
 
     async def one(conversation: Conversation) -> None:
         outcome, written = await put(store, conversation)
-        setattr(tally, outcome, getattr(tally, outcome) + 1)
-        tally.conversations += 1
+        if conversation.after is None:
+            setattr(tally, outcome, getattr(tally, outcome) + 1)
+            tally.conversations += 1
         tally.messages += written
         tally.seconds = time.perf_counter() - started
         report(values.bytes_read, tally)
 
     try:
         for conversation in conversations(values):
-            room = 1 if conversation.lineage else CONVERSATIONS_AT_ONCE
+            # A fork needs its parent, and a list the order in which its contexts were made.
+            room = 1 if conversation.exported else CONVERSATIONS_AT_ONCE
             while len(running) >= room:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 await asyncio.gather(*done)
@@ -252,6 +254,9 @@ async def _existing(store: ContextStore, context_id: UUID) -> Context | None:
 
 
 async def _make(store: ContextStore, conversation: Conversation, context_id: UUID) -> Context:
+    if conversation.after is not None:
+        msg = "it goes on with a context that is not here; import what stands before it first."
+        raise InvalidInputError(msg)
     if conversation.lineage is not None:
         return await _fork(store, conversation, context_id)
     return await store.create(
@@ -304,7 +309,10 @@ async def _missing(
         return None
     ours = {version: message or STUB for version, message in conversation.versions()}
     gaps = set(conversation.gaps)
-    after = conversation.inherited
+    after = conversation.start
+    if context.latest_version < after:
+        msg = f"it goes on after version {after}; import what stands before it first."
+        raise InvalidInputError(msg)
     while after < context.latest_version:
         page = await store.history(
             context.id, after=after, limit=limits.HISTORY_MESSAGES_MAX, include_deleted=True
@@ -410,7 +418,7 @@ def _summary(tally: Tally) -> str:
 
 
 @contextmanager
-def progress(out: Output, total: int | None) -> Iterator[Report]:
+def progress(out: Output, total: int | None) -> Generator[Report]:
     """Show how far an import has come, on a terminal; give the function to report to."""
     if out.as_json or not out.stderr.is_terminal:
         yield lambda _bytes, _tally: None

@@ -12,7 +12,7 @@ import msgspec
 from pgcontext.pool import statement_logger
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 
 class Cost(msgspec.Struct):
@@ -42,7 +42,7 @@ class Meter(logging.Handler):
         self._sent += 1
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
+    def listening(self) -> Generator[None]:
         """Listen inside; the logger is as before afterwards."""
         level, propagate = statement_logger.level, statement_logger.propagate
         statement_logger.addHandler(self)
@@ -60,7 +60,7 @@ class Meter(logging.Handler):
         self.costs.append(Cost(step))
 
     @contextmanager
-    def measured(self) -> Iterator[Cost]:
+    def measured(self) -> Generator[Cost]:
         """Yield what happens inside costs, complete when it is over; add it to the step's cost."""
         step = self.costs[-1]
         piece = Cost(step.step)

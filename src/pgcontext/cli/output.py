@@ -38,7 +38,7 @@ from pgcontext.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 
     from rich.console import Console, RenderableType
 
@@ -133,10 +133,11 @@ class Output:
         with self.reported():
             if self.as_json:
                 print(to_json(value))
-            elif isinstance(text, str):
-                self.console.print(text, markup=False, soft_wrap=True)
-            else:
-                self.console.print(text())
+                return
+            laid_out = text if isinstance(text, str) else text()
+            # A sentence is cut by the terminal, not by us: it may hold a path to be copied.
+            sentence = isinstance(laid_out, str)
+            self.console.print(laid_out, markup=False, soft_wrap=sentence)
 
     def note(self, text: str) -> None:
         """Say something to a person that is not part of the result."""
@@ -149,7 +150,7 @@ class Output:
             return asyncio.run(work)
 
     @contextmanager
-    def reported(self) -> Iterator[None]:
+    def reported(self) -> Generator[None]:
         """Turn any failure inside into one sentence on stderr and its exit code."""
         try:
             yield
@@ -188,7 +189,7 @@ class Output:
 
 
 @asynccontextmanager
-async def opened(tenant: UUID | None) -> AsyncIterator[ContextStore]:
+async def opened(tenant: UUID | None) -> AsyncGenerator[ContextStore]:
     """Open the store that the environment names, as one tenant; closed afterwards."""
     from pgcontext import ContextStore
 

@@ -6,6 +6,7 @@ import json
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
 from rich.console import Group
 from rich.style import Style
 from rich.table import Table
@@ -78,24 +79,34 @@ def message_body(message: Message, *, chars_max: int | None = None) -> Text:
 
 def tool_calls(message: Message) -> list[Text]:
     """Return the calls of a message as they would be written in code."""
-    calls = (message.payload or {}).get("tool_calls")
-    functions = [call.get("function") for call in calls or () if isinstance(call, dict)]
-    return [_call(function) for function in functions if isinstance(function, dict)]
-
-
-def _call(function: dict[str, Any]) -> Text:
-    text = Text("-> ", style="dim")
-    text.append(printable(str(function.get("name"))), "bold yellow not dim")
-    return text.append(f"({_arguments(function.get('arguments'))})", "yellow not dim")
-
-
-def _arguments(written: Any) -> str:  # noqa: ANN401 (whatever the caller stored)
     try:
-        arguments = json.loads(written)
-    except (TypeError, ValueError):
-        arguments = None
-    if not isinstance(arguments, dict):
-        return shortened(printable(str(written)), ARGUMENT_CHARS_MAX)
+        calls = msgspec.convert((message.payload or {}).get("tool_calls") or [], list[_ToolCall])
+    except msgspec.ValidationError:
+        return [Text("-> a call of another form", "dim")]
+    return [_call(call.function) for call in calls if call.function is not None]
+
+
+class _Function(msgspec.Struct):
+    name: str = "?"
+    arguments: str = ""
+
+
+class _ToolCall(msgspec.Struct):
+    function: _Function | None = None
+
+
+def _call(function: _Function) -> Text:
+    text = Text("-> ", style="dim")
+    text.append(printable(function.name), "bold yellow not dim")
+    return text.append(f"({_arguments(function.arguments)})", "yellow not dim")
+
+
+def _arguments(written: str) -> str:
+    """Write arguments as Python would; what is no JSON object stays as it is."""
+    try:
+        arguments = msgspec.json.decode(written, type=dict[str, Any])
+    except msgspec.DecodeError:
+        return shortened(printable(written), ARGUMENT_CHARS_MAX)
     return ", ".join(
         f"{printable(key)}={shortened(_compact(value), ARGUMENT_CHARS_MAX)}"
         for key, value in arguments.items()
