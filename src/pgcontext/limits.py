@@ -65,6 +65,7 @@ PGVECTOR_VERSION_ADVISED: Final = (0, 8, 4)
 # The embedded PostgreSQL.
 EMBEDDED_START_SECONDS_MAX: Final = 60.0
 EMBEDDED_STOP_SECONDS_MAX: Final = 30.0
+EMBEDDED_MIGRATE_SECONDS_MAX: Final = 3_600.0
 EMBEDDED_LOG_BYTES_MAX: Final = 1024 * 1024
 
 # Migrations: how long to wait for one that runs already, and for a lock on a table.

@@ -59,7 +59,7 @@ class Cluster:
         self._pgdata = directory / f"postgresql-{version}"
         self._log = self._pgdata / "server.log"
         self._socket_directory = _socket_directory(directory)
-        self._owner = _owner()
+        self._owner = _owner(self._pgdata)
         self._use: int | None = None
 
     def url(self, database: str = ROLE) -> str:
@@ -93,6 +93,8 @@ class Cluster:
         try:
             self._count_as_user()
             self._ensure_keeper()
+            # First of all: whoever made another folder there may also listen in it.
+            _private_directory(self._socket_directory, self._owner)
             if not self._accepts_connections():
                 self._start()
         except BaseException:
@@ -147,9 +149,13 @@ class Cluster:
         """
         server = keeper.open_lock(self.directory, "server")
         try:
-            _wait(lambda: keeper.try_lock(server), "its processes of before did not end")
+            _wait(
+                lambda: keeper.try_lock(server) or self._accepts_connections(),
+                "its processes of before did not end",
+            )
+            if self._accepts_connections():
+                return  # it was recovering by itself, from a crash of a single connection
             self._make_data()
-            _private_directory(self._socket_directory, self._owner)
             (self._pgdata / "postmaster.pid").unlink(missing_ok=True)
             (self._socket_directory / f"{SOCKET}.lock").unlink(missing_ok=True)
             if self._log.exists() and self._log.stat().st_size > limits.EMBEDDED_LOG_BYTES_MAX:
@@ -258,10 +264,16 @@ def _programs(version: int) -> Path:
     raise ConfigError(msg)
 
 
-def _owner() -> tuple[int, int]:
-    """The user and group ids the server runs with: ours, but PostgreSQL refuses to be root."""
+def _owner(pgdata: Path) -> tuple[int, int]:
+    """The user and group ids the server runs with: ours, but PostgreSQL refuses to be root.
+
+    For root they are those of the data, so that a user's `sudo` finds what the user has.
+    """
     if os.geteuid() != 0:
         return os.geteuid(), os.getegid()
+    if pgdata.exists():
+        found = pgdata.stat()
+        return found.st_uid, found.st_gid
     nobody = pwd.getpwnam("nobody")
     return nobody.pw_uid, nobody.pw_gid
 
@@ -297,14 +309,16 @@ def _has_right(bit: int) -> bool:
 def _socket_directory(directory: Path) -> Path:
     """Where the socket is: with the data, unless the path is too long or needs escaping in a URL.
 
-    The other place must be the same for every process, so it cannot depend on TMPDIR.
+    The other place must be the same for every process, so it cannot depend on TMPDIR; root's is
+    one that only root can write to.
     """
     inside = directory / "run"
     path = os.fsencode(inside / SOCKET)
     if len(path) <= SOCKET_PATH_BYTES_MAX and not set(b',:"\\') & set(path):
         return inside
     name = hashlib.sha256(os.fsencode(directory)).hexdigest()[:16]
-    return Path(f"/tmp/pgcontext-{os.geteuid()}-{name}")  # noqa: S108  (_private_directory checks it)
+    base = Path("/run" if os.geteuid() == 0 else "/tmp")  # noqa: S108  (see _private_directory)
+    return base / f"pgcontext-{os.geteuid()}-{name}"
 
 
 def _private_directory(path: Path, owner: tuple[int, int]) -> None:
