@@ -216,6 +216,8 @@ async def test_neighbors_ignore_the_filters_and_may_be_hits_themselves(
         ("role", [None]),
         ("role", 7),
         ("since", datetime(2026, 1, 1)),  # noqa: DTZ001
+        ("since", datetime.min.replace(tzinfo=timezone(timedelta(hours=14)))),
+        ("until", datetime.max.replace(tzinfo=timezone(timedelta(hours=-14)))),
         ("since", "2026-01-01T00:00:00Z"),
         ("since", 0),
         ("until", datetime(2026, 1, 1)),  # noqa: DTZ001

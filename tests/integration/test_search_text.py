@@ -1,3 +1,4 @@
+import random
 from typing import Any
 from uuid import uuid4
 
@@ -85,6 +86,17 @@ async def test_a_query_of_signs_alone_finds_nothing(store: ContextStore, query: 
     """And does not fail."""
     await talk(store, "apples & pears")
     assert await store.search(query) == []
+
+
+@pytest.mark.parametrize("seed", range(4))
+async def test_no_query_makes_the_search_fail(store: ContextStore, seed: int) -> None:
+    """Addresses, paths, quotes and operators in any order are words, or nothing."""
+    await talk(store, "see http://a.b/c\\d, C:\\dir\\file.txt and o'neil@a.bc")
+    draw = random.Random(seed)  # noqa: S311 (no secret)
+    for _ in range(100):
+        start = draw.choice(["", "http://a.b/", "a.b@c.de"])
+        query = start + "".join(draw.choices("\\'\"&|!:*()<>@./-_~#?=%+,; abE01é字", k=20))
+        await store.search(query)
 
 
 async def test_text_of_parts_is_found_and_other_values_are_not(store: ContextStore) -> None:

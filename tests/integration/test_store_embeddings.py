@@ -84,6 +84,20 @@ async def test_embeddings_keep_the_precision_of_float32(
     assert np.array_equal(stored, np.array(vector, dtype=np.float32))
 
 
+@pytest.mark.parametrize("length", [65_504.0, 2.0**-24])
+async def test_the_longest_and_the_shortest_vector_are_found(
+    store: ContextStore, length: float
+) -> None:
+    """Only the direction counts: what the index can hold is found, in a context and without."""
+    context = await store.create()
+    near, far = [length] * DIMENSIONS, [length, *[0.0] * (DIMENSIONS - 1)]
+    await store.append(context.id, [user("far", embedding=far), user("near", embedding=near)])
+    for scope in (context.id, None):
+        hits = await store.search(near, context_id=scope)
+        assert [hit.message.content for hit in hits] == ["near", "far"]
+        assert hits[0].distance == pytest.approx(0, abs=1e-3)
+
+
 @pytest.mark.parametrize("length", [1, DIMENSIONS - 1, DIMENSIONS + 1, 1536])
 async def test_another_number_of_dimensions_is_refused(length: int) -> None:
     """The sentence says what was given and what the database takes."""
@@ -109,7 +123,7 @@ BAD: list[Any] = [
     with_one(float("inf")),
     with_one(float("-inf")),
     with_one(1e39),
-    with_one(-1e6),
+    with_one(-65_536.0),
     with_one(10**400),
     with_one("0.5"),
     with_one(None),
@@ -119,6 +133,7 @@ BAD: list[Any] = [
     [0.0] * DIMENSIONS,
     [-0.0] * DIMENSIONS,
     [1e-60] * DIMENSIONS,
+    [2.0**-25] * DIMENSIONS,
     [],
     {},
     dict.fromkeys(range(DIMENSIONS), 0.5),
