@@ -53,30 +53,31 @@ LINEAGE: Final[LiteralString] = """lineage AS (
     WHERE least(l.lo, l.hi) > l.floor
 )"""
 
-VISIBLE: Final[LiteralString] = """(NOT l.hides_any OR NOT EXISTS (
+_NOT_HIDDEN: Final[LiteralString] = """(NOT l.hides_any OR NOT EXISTS (
     SELECT FROM unnest(l.hiders, l.as_ofs) AS h (id, as_of)
     CROSS JOIN LATERAL (
         SELECT FROM @tombstones AS t
         WHERE t.tenant_id = $1 AND t.context_id = h.id AND t.version = m.version
           AND t.revision <= h.as_of
           AND (t.restored_revision IS NULL OR t.restored_revision > h.as_of)
+          AND @counting
         LIMIT 1
     ) AS t
 ))"""
 
+VISIBLE: Final[LiteralString] = _NOT_HIDDEN.replace("\n          AND @counting", "")
+
 # The same, but what the viewer itself hid still counts: it can be shown and restored. What an
 # ancestor hid, or what was erased (revision 0), does not.
-IN_VIEW: Final[LiteralString] = """(NOT l.hides_any OR NOT EXISTS (
-    SELECT FROM unnest(l.hiders, l.as_ofs) AS h (id, as_of)
-    CROSS JOIN LATERAL (
-        SELECT FROM @tombstones AS t
-        WHERE t.tenant_id = $1 AND t.context_id = h.id AND t.version = m.version
-          AND t.revision <= h.as_of
-          AND (t.restored_revision IS NULL OR t.restored_revision > h.as_of)
-          AND (t.context_id <> l.viewer OR t.revision = 0)
-        LIMIT 1
-    ) AS t
-))"""
+IN_VIEW: Final[LiteralString] = _NOT_HIDDEN.replace(
+    "@counting", "(t.context_id <> l.viewer OR t.revision = 0)"
+)
+
+# As purge asks it, of a context `l.id`: what it hid lately it could still show again.
+KEPT: Final[LiteralString] = _NOT_HIDDEN.replace(
+    "@counting",
+    "(t.context_id <> l.id OR t.created_at <= (SELECT cutoff.moment FROM cutoff))",
+)
 
 # The versions of `l` that a statement looks at.
 OF_SEGMENT: Final[LiteralString] = """m.tenant_id = $1 AND m.context_id = l.id
@@ -115,6 +116,7 @@ _FRAGMENTS: Final[tuple[tuple[LiteralString, LiteralString], ...]] = (
     ("@lineage", LINEAGE),
     ("@visible", VISIBLE),
     ("@in_view", IN_VIEW),
+    ("@kept", KEPT),
     ("@of_segment", OF_SEGMENT),
     ("@viewer_columns", VIEWER_COLUMNS),
     ("@context_columns", CONTEXT_COLUMNS),

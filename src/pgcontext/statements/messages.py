@@ -72,74 +72,53 @@ WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 ORDER BY m.version
 """)
 
+_HISTORY: Final[LiteralString] = """
+-- pgcontext.@name
+WITH RECURSIVE viewer AS (
+    SELECT @viewer_columns, $3::bigint AS cap, $4::bigint AS floor
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
+),
+@lineage
+SELECT @shown_columns
+FROM viewer
+LEFT JOIN (
+    SELECT s.*
+    FROM @path AS l
+    CROSS JOIN LATERAL (
+        SELECT @message_columns,
+               CASE WHEN $7::boolean AND l.hides_any THEN (
+                   SELECT t.created_at FROM @tombstones AS t
+                   WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
+                     AND t.restored_revision IS NULL
+               ) END AS deleted_at
+        FROM @messages AS m
+        WHERE @of_segment
+          AND ($6::text[] IS NULL OR m.role = ANY ($6))
+          AND CASE WHEN $7 THEN @in_view ELSE @visible END
+        ORDER BY m.version @direction
+        LIMIT $5
+    ) AS s
+    LIMIT $5
+) AS s ON true
+ORDER BY s.version
+"""
+
 # $2 context, $3 highest version, $4 version to stop above, $5 limit, $6 roles or NULL,
 # $7 what the context itself hid, too.
 # Returns the newest that match, oldest first; one row of NULLs when there are none, no row when
 # there is no context. Along messages_version_key backwards, context by context, until the limit.
-HISTORY: Final[LiteralString] = compose("""
--- pgcontext.history
-WITH RECURSIVE viewer AS (
-    SELECT @viewer_columns, $3::bigint AS cap, $4::bigint AS floor
-    FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
-),
-@lineage
-SELECT @shown_columns
-FROM viewer
-LEFT JOIN (
-    SELECT s.*
-    FROM lineage AS l
-    CROSS JOIN LATERAL (
-        SELECT @message_columns,
-               CASE WHEN $7::boolean AND l.hides_any THEN (
-                   SELECT t.created_at FROM @tombstones AS t
-                   WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
-                     AND t.restored_revision IS NULL
-               ) END AS deleted_at
-        FROM @messages AS m
-        WHERE @of_segment
-          AND ($6::text[] IS NULL OR m.role = ANY ($6))
-          AND CASE WHEN $7 THEN @in_view ELSE @visible END
-        ORDER BY m.version DESC
-        LIMIT $5
-    ) AS s
-    LIMIT $5
-) AS s ON true
-ORDER BY s.version
-""")
+HISTORY: Final[LiteralString] = compose(
+    _HISTORY.replace("@name", "history").replace("@path", "lineage").replace("@direction", "DESC")
+)
 
-# The same parameters and columns, but the oldest above $4 instead of the newest.
-HISTORY_AFTER: Final[LiteralString] = compose("""
--- pgcontext.history_after
-WITH RECURSIVE viewer AS (
-    SELECT @viewer_columns, $3::bigint AS cap, $4::bigint AS floor
-    FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
-),
-@lineage
-SELECT @shown_columns
-FROM viewer
-LEFT JOIN (
-    SELECT s.*
-    FROM (SELECT * FROM lineage ORDER BY depth DESC) AS l
-    CROSS JOIN LATERAL (
-        SELECT @message_columns,
-               CASE WHEN $7::boolean AND l.hides_any THEN (
-                   SELECT t.created_at FROM @tombstones AS t
-                   WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
-                     AND t.restored_revision IS NULL
-               ) END AS deleted_at
-        FROM @messages AS m
-        WHERE @of_segment
-          AND ($6::text[] IS NULL OR m.role = ANY ($6))
-          AND CASE WHEN $7 THEN @in_view ELSE @visible END
-        ORDER BY m.version
-        LIMIT $5
-    ) AS s
-    LIMIT $5
-) AS s ON true
-ORDER BY s.version
-""")
+# The same parameters and columns, but the oldest above $4 instead of the newest. The path is
+# turned round, so that the oldest of its contexts comes first.
+HISTORY_AFTER: Final[LiteralString] = compose(
+    _HISTORY.replace("@name", "history_after")
+    .replace("@path", "(SELECT * FROM lineage ORDER BY depth DESC)")
+    .replace("@direction", "ASC")
+)
 
 # $2 context, $3 highest version, $4 token budget, $5 how many times the usual number of messages
 # to look at, $6 messages at most, $7 pinned messages at most.
@@ -207,16 +186,9 @@ LEFT JOIN (SELECT kept.*, NULL::timestamptz AS deleted_at FROM kept) AS s ON tru
 ORDER BY s.place
 """)
 
-# $2 context, $3 versions. Hides them in this context's view.
-# Returns one row a version, its message or NULLs when the view has none; nothing is changed then.
-# `stale`: the context changed between the snapshot and the lock; nothing was changed, ask again
-# under the lock. No row: no such context.
-#
-# Under the context's row lock. A message of the context itself is also marked, so that searches
-# over the tenant leave it out; an inherited one is not touched.
-DELETE_MESSAGES: Final[LiteralString] = compose("""
--- pgcontext.delete_messages
-WITH RECURSIVE locked AS MATERIALIZED (
+# What hiding and showing again have in common: the context locked, the messages of the view that
+# are meant (`member`, with `deleted_at` where the context hides them), and whether to go ahead.
+_CHOSEN: Final[LiteralString] = """locked AS MATERIALIZED (
     SELECT c.id, c.revision
     FROM @contexts AS c
     WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
@@ -249,81 +221,75 @@ allowed AS (
     SELECT locked.revision + 1 AS revision
     FROM locked JOIN viewer ON viewer.revision = locked.revision
     WHERE (SELECT count(*) FROM member) = (SELECT count(*) FROM wanted)
+)"""
+
+# Both change the counters by what they changed of the view, and mark the context's own messages,
+# so that searches over the tenant leave the hidden ones out; inherited ones are not touched.
+_APPLIED: Final[LiteralString] = """marked AS (
+    UPDATE @messages AS m
+    SET deleted_at = @moment
+    FROM changed
+    WHERE m.tenant_id = $1 AND m.context_id = $2 AND m.version = changed.version
 ),
-hidden AS (
+counted AS (
+    UPDATE @contexts AS c
+    SET message_count = c.message_count @sign n.messages,
+        total_tokens = c.total_tokens @sign n.tokens,
+        revision = c.revision + 1,
+        updated_at = now()
+    FROM (
+        SELECT count(*) AS messages, sum(member.token_count) AS tokens
+        FROM changed JOIN member ON member.version = changed.version
+    ) AS n
+    WHERE c.tenant_id = $1 AND c.id = $2 AND n.messages > 0
+)"""
+
+_OUTCOME: Final[LiteralString] = """w.version AS wanted_version,
+       s.id, s.context_id, s.version, s.created_at, s.role, s.content, s.tool_call_id,
+       s.tool_name, s.token_count, s.model, s.payload, s.idempotency_key, s.embedding_model,
+       s.embedding_pending, @deleted_at AS deleted_at
+FROM locked
+CROSS JOIN viewer
+CROSS JOIN wanted AS w
+LEFT JOIN member AS s ON s.version = w.version
+ORDER BY w.version"""
+
+
+def _choosing(statement: LiteralString) -> LiteralString:
+    return statement.replace("@chosen", _CHOSEN).replace("@outcome", _OUTCOME)
+
+
+# $2 context, $3 versions. Hides them in this context's view, under the context's row lock.
+# Returns one row a version, its message or NULLs when the view has none; nothing is changed then.
+# `stale`: the context changed between the snapshot and the lock; nothing was changed, ask again
+# under the lock. No row: no such context.
+DELETE_MESSAGES: Final[LiteralString] = compose(
+    _choosing("""
+-- pgcontext.delete_messages
+WITH RECURSIVE @chosen,
+changed AS (
     INSERT INTO @tombstones AS t (tenant_id, context_id, version, revision)
     SELECT $1, $2, member.version, allowed.revision
     FROM allowed CROSS JOIN member
     WHERE member.deleted_at IS NULL
     RETURNING t.version
 ),
-marked AS (
-    UPDATE @messages AS m
-    SET deleted_at = now()
-    FROM hidden
-    WHERE m.tenant_id = $1 AND m.context_id = $2 AND m.version = hidden.version
-),
-counted AS (
-    UPDATE @contexts AS c
-    SET message_count = c.message_count - n.messages,
-        total_tokens = c.total_tokens - n.tokens,
-        revision = c.revision + 1,
-        updated_at = now()
-    FROM (
-        SELECT count(*) AS messages, sum(member.token_count) AS tokens
-        FROM hidden JOIN member ON member.version = hidden.version
-    ) AS n
-    WHERE c.tenant_id = $1 AND c.id = $2 AND n.messages > 0
-)
-SELECT viewer.revision <> locked.revision AS stale, w.version AS wanted_version,
-       s.id, s.context_id, s.version, s.created_at, s.role, s.content, s.tool_call_id,
-       s.tool_name, s.token_count, s.model, s.payload, s.idempotency_key, s.embedding_model,
-       s.embedding_pending, coalesce(s.deleted_at, now()) AS deleted_at
-FROM locked
-CROSS JOIN viewer
-CROSS JOIN wanted AS w
-LEFT JOIN member AS s ON s.version = w.version
-ORDER BY w.version
+@applied
+SELECT viewer.revision <> locked.revision AS stale, @outcome
 """)
+    .replace("@applied", _APPLIED)
+    .replace("@moment", "now()")
+    .replace("@sign", "-")
+    .replace("@deleted_at", "coalesce(s.deleted_at, now())")
+)
 
-# The same parameters and columns. Shows again what this context itself hid.
-RESTORE_MESSAGES: Final[LiteralString] = compose("""
+# The same parameters and columns. Shows again what this context itself hid. Also `stale` when
+# one that the snapshot shows as hidden was not found: a purge took it meanwhile.
+RESTORE_MESSAGES: Final[LiteralString] = compose(
+    _choosing("""
 -- pgcontext.restore_messages
-WITH RECURSIVE locked AS MATERIALIZED (
-    SELECT c.id, c.revision
-    FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
-    FOR NO KEY UPDATE
-),
-viewer AS (
-    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
-    FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $2
-),
-@lineage,
-wanted AS (SELECT DISTINCT unnest($3::text[]::bigint[]) AS version),
-member AS MATERIALIZED (
-    SELECT s.*
-    FROM wanted AS w
-    JOIN lineage AS l ON w.version > l.lo AND w.version <= l.hi
-    CROSS JOIN LATERAL (
-        SELECT @message_columns, EXISTS (
-            SELECT FROM @tombstones AS t
-            WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
-              AND t.restored_revision IS NULL
-        ) AS hidden
-        FROM @messages AS m
-        WHERE m.tenant_id = $1 AND m.context_id = l.id AND m.version = w.version
-          AND @in_view
-        LIMIT 1
-    ) AS s
-),
-allowed AS (
-    SELECT locked.revision + 1 AS revision
-    FROM locked JOIN viewer ON viewer.revision = locked.revision
-    WHERE (SELECT count(*) FROM member) = (SELECT count(*) FROM wanted)
-),
-shown AS (
+WITH RECURSIVE @chosen,
+changed AS (
     UPDATE @tombstones AS t
     SET restored_revision = allowed.revision
     FROM allowed CROSS JOIN member
@@ -331,41 +297,20 @@ shown AS (
       AND t.restored_revision IS NULL
     RETURNING t.version
 ),
-marked AS (
-    UPDATE @messages AS m
-    SET deleted_at = NULL
-    FROM shown
-    WHERE m.tenant_id = $1 AND m.context_id = $2 AND m.version = shown.version
-),
-counted AS (
-    UPDATE @contexts AS c
-    SET message_count = c.message_count + n.messages,
-        total_tokens = c.total_tokens + n.tokens,
-        revision = c.revision + 1,
-        updated_at = now()
-    FROM (
-        SELECT count(*) AS messages, sum(member.token_count) AS tokens
-        FROM shown JOIN member ON member.version = shown.version
-    ) AS n
-    WHERE c.tenant_id = $1 AND c.id = $2 AND n.messages > 0
-)
+@applied
 SELECT viewer.revision <> locked.revision
-           -- One that was hidden is neither shown again: a purge took it meanwhile.
            OR EXISTS (SELECT FROM allowed) AND EXISTS (
                SELECT FROM member
-               WHERE member.hidden
-                 AND NOT EXISTS (SELECT FROM shown WHERE shown.version = member.version)
+               WHERE member.deleted_at IS NOT NULL
+                 AND NOT EXISTS (SELECT FROM changed WHERE changed.version = member.version)
            ) AS stale,
-       w.version AS wanted_version,
-       s.id, s.context_id, s.version, s.created_at, s.role, s.content, s.tool_call_id,
-       s.tool_name, s.token_count, s.model, s.payload, s.idempotency_key, s.embedding_model,
-       s.embedding_pending, NULL::timestamptz AS deleted_at
-FROM locked
-CROSS JOIN viewer
-CROSS JOIN wanted AS w
-LEFT JOIN member AS s ON s.version = w.version
-ORDER BY w.version
+       @outcome
 """)
+    .replace("@applied", _APPLIED)
+    .replace("@moment", "NULL")
+    .replace("@sign", "+")
+    .replace("@deleted_at", "NULL::timestamptz")
+)
 
 # $2 and $3 two contexts, $4 messages at most.
 # Returns common_id, common_version, how many of the two contexts were `found`, and a row for each

@@ -217,9 +217,8 @@ candidate AS (
 origin AS (SELECT DISTINCT candidate.context_id AS id FROM candidate),
 @below,
 keeper AS (
-    SELECT b.root, b.id, b.hi, b.above || b.id AS hiders,
-           b.above_as_ofs || 9223372036854775807 AS as_ofs
-    FROM below AS b
+    SELECT b.*
+    FROM (@below_as_viewers) AS b
     JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = b.id
     CROSS JOIN cutoff
     WHERE b.id <> b.root
@@ -230,19 +229,8 @@ removable AS (
     SELECT m.id, m.context_id, m.version
     FROM candidate AS m
     WHERE NOT EXISTS (
-        SELECT FROM keeper AS k
-        WHERE k.root = m.context_id AND m.version <= k.hi AND NOT EXISTS (
-            SELECT FROM unnest(k.hiders, k.as_ofs) AS h (id, as_of)
-            CROSS JOIN LATERAL (
-                SELECT FROM @tombstones AS t
-                WHERE t.tenant_id = $1 AND t.context_id = h.id AND t.version = m.version
-                  AND t.revision <= h.as_of
-                  AND (t.restored_revision IS NULL OR t.restored_revision > h.as_of)
-                  AND (t.context_id <> k.id
-                       OR t.created_at <= (SELECT cutoff.moment FROM cutoff))
-                LIMIT 1
-            ) AS t
-        )
+        SELECT FROM keeper AS l
+        WHERE l.root = m.context_id AND m.version <= l.hi AND @kept
     )
     LIMIT $4
 ),
