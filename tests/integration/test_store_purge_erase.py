@@ -155,6 +155,22 @@ async def test_purge_removes_what_expired(store: ContextStore) -> None:
     assert (await store.get(future.id)).id == future.id
 
 
+async def test_an_expired_fork_keeps_nothing_alive(store: ContextStore, connection: Any) -> None:
+    """Up for removal itself, it doesn't hold what its deleted parent wrote."""
+    root = await store.create()
+    await store.append(root.id, users(3))
+    fork = await store.fork(root.id)
+    await store.delete_messages(root.id, [1])
+    await store.update(fork.id, expires_at=PAST)
+    assert (await store.purge(older_than=timedelta(days=3))).messages == 0
+    await connection.execute("UPDATE messages SET deleted_at = deleted_at - interval '2 days'")
+    assert (await store.purge(older_than=timedelta(days=1))).messages == 1
+    assert versions(await store.history(root.id)) == [2, 3]
+    await store.delete(root.id)
+    await store.purge(older_than=NOW)
+    assert await rows(connection) == (0, 0, 0)
+
+
 async def test_purge_stays_with_its_tenant(store: ContextStore) -> None:
     """Another tenant's deleted rows are not ours to remove."""
     elsewhere = store.for_tenant(uuid4())
@@ -230,6 +246,20 @@ async def test_an_erased_message_is_gone_everywhere(store: ContextStore, connect
     assert "hush" not in texts
     (message,) = await store.append(root.id, user())
     assert message.version == 4
+
+
+async def test_erased_messages_and_a_purge_leave_the_others_alone(store: ContextStore) -> None:
+    """Whatever becomes of the empty stub, versions, views and counters go on."""
+    root = await store.create()
+    await store.append(root.id, users(3))
+    fork = await store.fork(root.id)
+    await store.erase(root.id, [2, 3])
+    await store.purge(older_than=NOW)
+    for context in (root, fork):
+        (message,) = await store.append(context.id, user("next"))
+        assert message.version == 4
+        assert versions(await store.history(context.id, include_deleted=True)) == [1, 4]
+        assert (await store.get(context.id)).message_count == 2
 
 
 async def test_an_inherited_message_is_erased_at_its_origin(store: ContextStore) -> None:
