@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from numbers import Real
 from typing import TYPE_CHECKING, Any, cast
@@ -144,7 +144,11 @@ def moment(value: object, name: str) -> datetime | None:
     if not isinstance(value, datetime) or value.tzinfo is None:
         msg = f"{name} must be a datetime with a time zone."
         raise InvalidInputError(msg)
-    return value
+    try:
+        return value.astimezone(UTC)
+    except OverflowError:
+        msg = f"{name} must be within the years 1 to 9999 in UTC, too."
+        raise InvalidInputError(msg) from None
 
 
 def boolean(value: object, name: str) -> bool:
@@ -191,27 +195,40 @@ def json_value(value: Any, name: str, depth: int = 0) -> Any:  # noqa: ANN401
     if kind is str:
         storable(value, name)
         return value
-    if value is None or kind is bool or kind is int:
+    if value is None or kind is bool:
         return value
+    if kind is int:
+        return _json_int(value, name)
     if kind is float:
         return _json_float(value, name)
-    if depth >= limits.PAYLOAD_DEPTH_MAX:
-        msg = f"{name} is nested deeper than {limits.PAYLOAD_DEPTH_MAX} levels."
-        raise LimitExceededError(msg)
-    if kind is list:
-        return [json_value(item, name, depth + 1) for item in value]
-    if kind is dict:
-        for key in value:
-            if type(key) is not str:
-                msg = f"{name} has a key that is not text, which JSON cannot hold."
-                raise InvalidInputError(msg)
-            storable(key, name)
-        return {key: json_value(item, name, depth + 1) for key, item in value.items()}
+    if kind is list or kind is dict:
+        return _json_container(value, name, depth)
     msg = (
         f"{name} has a value of type {kind.__name__}, which JSON cannot hold; "
         "accepted are text, numbers, True, False, None, lists and dicts."
     )
     raise InvalidInputError(msg)
+
+
+def _json_container(value: list[Any] | dict[Any, Any], name: str, depth: int) -> Any:  # noqa: ANN401
+    if depth >= limits.PAYLOAD_DEPTH_MAX:
+        msg = f"{name} is nested deeper than {limits.PAYLOAD_DEPTH_MAX} levels."
+        raise LimitExceededError(msg)
+    if isinstance(value, list):
+        return [json_value(item, name, depth + 1) for item in value]
+    for key in value:
+        if type(key) is not str:
+            msg = f"{name} has a key that is not text, which JSON cannot hold."
+            raise InvalidInputError(msg)
+        storable(key, name)
+    return {key: json_value(item, name, depth + 1) for key, item in value.items()}
+
+
+def _json_int(value: int, name: str) -> int:
+    if value.bit_length() > limits.PAYLOAD_INTEGER_BITS_MAX:
+        msg = f"{name} has an integer of more than {limits.PAYLOAD_INTEGER_BITS_MAX:,} bits."
+        raise LimitExceededError(msg)
+    return value
 
 
 def _json_float(value: float, name: str) -> float | msgspec.Raw:

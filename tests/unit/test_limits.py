@@ -9,6 +9,7 @@ from pgcontext import limits
 BOUNDS = [name for name in vars(limits) if re.fullmatch(r"[A-Z][A-Z_]+", name)]
 UNITS = {
     "ATTEMPTS",
+    "BITS",
     "BYTES",
     "CHARS",
     "CONNECTIONS",

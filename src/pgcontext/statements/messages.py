@@ -72,6 +72,9 @@ WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 ORDER BY m.version
 """)
 
+# What the planner would make of the limit and of the roles is kept from it by sub-selects: a plan
+# for their very values would look cheaper than one for all, and be made anew at each call, which
+# takes longer than the rest (docs/adr/0005). The bound that it sees is HISTORY_MESSAGES_MAX.
 _HISTORY: Final[LiteralString] = """
 -- pgcontext.@name
 WITH RECURSIVE viewer AS (
@@ -81,44 +84,57 @@ WITH RECURSIVE viewer AS (
 ),
 @lineage
 SELECT @shown_columns
-FROM viewer
-LEFT JOIN (
-    SELECT s.*
-    FROM @path AS l
-    CROSS JOIN LATERAL (
-        SELECT @message_columns,
-               CASE WHEN $7::boolean AND l.hides_any THEN (
-                   SELECT t.created_at FROM @tombstones AS t
-                   WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
-                     AND t.restored_revision IS NULL
-               ) END AS deleted_at
-        FROM @messages AS m
-        WHERE @of_segment
-          AND ($6::text[] IS NULL OR m.role = ANY ($6))
-          AND CASE WHEN $7 THEN @in_view ELSE @visible END
-        ORDER BY m.version @direction
-        LIMIT $5
-    ) AS s
-    LIMIT $5
+FROM @path AS l
+LEFT JOIN LATERAL (
+    SELECT @message_columns, @hidden_at AS deleted_at
+    FROM @messages AS m
+    WHERE @of_segment
+      AND ((SELECT $6::text[]) IS NULL OR m.role = ANY ((SELECT $6::text[])::text[]))
+      AND @chosen
+    ORDER BY m.version @direction
+    LIMIT 1000
 ) AS s ON true
-ORDER BY s.version
+WHERE s.version IS NOT NULL OR l.depth = 0
+LIMIT (SELECT $5::bigint + 1)
 """
 
-# $2 context, $3 highest version, $4 version to stop above, $5 limit, $6 roles or NULL,
-# $7 what the context itself hid, too.
-# Returns the newest that match, oldest first; one row of NULLs when there are none, no row when
-# there is no context. Along messages_version_key backwards, context by context, until the limit.
-HISTORY: Final[LiteralString] = compose(
+_NEWEST: Final[LiteralString] = (
     _HISTORY.replace("@name", "history").replace("@path", "lineage").replace("@direction", "DESC")
 )
 
-# The same parameters and columns, but the oldest above $4 instead of the newest. The path is
-# turned round, so that the oldest of its contexts comes first.
-HISTORY_AFTER: Final[LiteralString] = compose(
+# The path is turned round, so that the oldest of its contexts comes first.
+_OLDEST: Final[LiteralString] = (
     _HISTORY.replace("@name", "history_after")
     .replace("@path", "(SELECT * FROM lineage ORDER BY depth DESC)")
     .replace("@direction", "ASC")
 )
+
+
+def _shown(statement: LiteralString) -> LiteralString:
+    return statement.replace("@hidden_at", "NULL::timestamptz").replace("@chosen", "@visible")
+
+
+def _with_hidden(statement: LiteralString) -> LiteralString:
+    hidden_at: LiteralString = """CASE WHEN l.hides_any THEN (
+               SELECT t.created_at FROM @tombstones AS t
+               WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
+                 AND t.restored_revision IS NULL
+           ) END"""
+    return statement.replace("@hidden_at", hidden_at).replace("@chosen", "@in_view")
+
+
+# $2 context, $3 highest version, $4 version to stop above, $5 limit, $6 roles or NULL.
+# Returns the newest that match, in any order, and one more if there is one; also a row of NULLs
+# when the context itself wrote none of them, so that no row means no context. Along
+# messages_version_key backwards, context by context, until there are enough.
+HISTORY: Final[LiteralString] = compose(_shown(_NEWEST))
+
+# The same parameters and columns, but the oldest above $4 instead of the newest.
+HISTORY_AFTER: Final[LiteralString] = compose(_shown(_OLDEST))
+
+# The same two, with what the context itself hid.
+HISTORY_WITH_HIDDEN: Final[LiteralString] = compose(_with_hidden(_NEWEST))
+HISTORY_AFTER_WITH_HIDDEN: Final[LiteralString] = compose(_with_hidden(_OLDEST))
 
 # $2 context, $3 highest version, $4 token budget, $5 how many times the usual number of messages
 # to look at, $6 messages at most, $7 pinned messages at most.

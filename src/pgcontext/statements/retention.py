@@ -81,7 +81,8 @@ FOR UPDATE
 ERASE: Final[LiteralString] = _retention("""
 -- pgcontext.erase
 WITH RECURSIVE viewer AS (
-    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor,
+           c.deleted_at IS NOT NULL AND c.name IS NULL AND c.metadata = '{}' AS bare
     FROM @contexts AS c
     WHERE c.tenant_id = $1 AND c.id = $2
 ),
@@ -159,7 +160,8 @@ changed AS (
         FROM (
             SELECT showing.id, showing.messages, showing.tokens, false AS whole FROM showing
             UNION ALL
-            SELECT $2, 0, 0, true WHERE $3 IS NULL
+            SELECT viewer.id, 0, 0, true FROM viewer
+            WHERE $3 IS NULL AND ((SELECT count(*) FROM target) > 0 OR NOT viewer.bare)
         ) AS s
         GROUP BY s.id
     ) AS n

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from pgcontext import inputs, limits, rows, statements
 from pgcontext.errors import ContextNotFoundError, InvalidInputError
 from pgcontext.ids import uuid7
@@ -37,20 +39,14 @@ class ContextMethods(StoreBase):
             InvalidInputError: an argument is not acceptable, or the id is taken.
         """
         context_id = uuid7() if id is None else inputs.uuid(id, "id")
-        arguments = (
-            context_id,
-            inputs.optional_text(name, "name", chars_max=limits.NAME_CHARS_MAX),
-            metadata_json(metadata) or "{}",
-            inputs.moment(expires_at, "expires_at"),
-        )
+        label = inputs.optional_text(name, "name", chars_max=limits.NAME_CHARS_MAX)
+        encoded = metadata_json(metadata) or "{}"
+        moment = inputs.moment(expires_at, "expires_at")
         try:
-            found, _ = await self._fetch(statements.CREATE, *arguments)
+            found, _ = await self._fetch(statements.CREATE, context_id, label, encoded, moment)
         except UniqueViolationError as error:
-            if not error.retried:
-                msg = "A context with this id exists already."
-                raise InvalidInputError(msg) from None
-            # The earlier try of this very call wrote it, and its reply was lost.
-            return await self.get(context_id)
+            wanted = {"name": label, "expires_at": moment, "parent_id": None}
+            return await self._own(error, context_id, encoded, wanted)
         return rows.context(found[0], self._tenant_id)
 
     async def get(self, context_id: UUID | str, *, include_deleted: bool = False) -> Context:
@@ -136,6 +132,21 @@ class ContextMethods(StoreBase):
         context_id = inputs.uuid(context_id, "context_id")
         found, _ = await self._fetch(statements.RESTORE, context_id)
         return self._one_context(found, context_id)
+
+    async def _own(
+        self, error: UniqueViolationError, context_id: UUID, encoded: str, wanted: dict[str, Any]
+    ) -> Context:
+        """Return the context that took the id, if an earlier try of this very call wrote it.
+
+        That try's reply was lost. Another caller's context is told by what it is.
+        """
+        if error.retried:
+            context = await self.get(context_id, include_deleted=True)
+            same = all(getattr(context, name) == value for name, value in wanted.items())
+            if same and context.metadata == msgspec.json.decode(encoded):
+                return context
+        msg = "A context with this id exists already."
+        raise InvalidInputError(msg) from None
 
     def _one_context(self, found: Rows, context_id: UUID) -> Context:
         if not found:

@@ -52,14 +52,15 @@ class ForkMethods(ContextMethods):
         version = inputs.version(at_version, "at_version")
         fork_id = uuid7() if id is None else inputs.uuid(id, "id")
         label = inputs.optional_text(name, "name", chars_max=limits.NAME_CHARS_MAX)
-        arguments = (context_id, version, fork_id, label, metadata_json(metadata) or "{}")
+        encoded = metadata_json(metadata) or "{}"
+        arguments = (context_id, version, fork_id, label, encoded)
         try:
             found = await self._fresh(statements.FORK, context_id, *arguments)
         except UniqueViolationError as error:
-            if not error.retried:
-                msg = "A context with this id exists already."
-                raise InvalidInputError(msg) from None
-            return await self.get(fork_id)
+            wanted: dict[str, Any] = {"name": label, "parent_id": context_id}
+            if version is not None:
+                wanted["fork_version"] = version
+            return await self._own(error, fork_id, encoded, wanted)
         if not found:
             raise ContextNotFoundError(context_id)
         if found[0]["id"] is None:

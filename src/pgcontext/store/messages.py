@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import attrgetter
 from typing import TYPE_CHECKING, Final, Literal, LiteralString
 
 import msgspec
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
     from pgcontext.models import Message
 
 logger: Final = logging.getLogger("pgcontext")
+
+# By whether it follows a version, and whether it shows what the context hid itself.
+_HISTORIES: Final[dict[tuple[bool, bool], LiteralString]] = {
+    (False, False): statements.HISTORY,
+    (False, True): statements.HISTORY_WITH_HIDDEN,
+    (True, False): statements.HISTORY_AFTER,
+    (True, True): statements.HISTORY_AFTER_WITH_HIDDEN,
+}
 
 
 class MessageMethods(StoreBase):
@@ -110,7 +119,7 @@ class MessageMethods(StoreBase):
             raise ContextNotFoundError(context_id)
         earlier = rows.messages(found, self._tenant_id)
         by_id = [message for message in earlier if message.id in {draft.id for draft in batch}]
-        if retried and len(by_id) == len(batch):
+        if retried and same(batch, by_id):
             return by_id
         by_key = [message for message in earlier if key and message.idempotency_key == key]
         if by_key:
@@ -151,18 +160,19 @@ class MessageMethods(StoreBase):
         context_id = inputs.uuid(context_id, "context_id")
         limit = inputs.integer(limit, "limit", least=1, most=limits.HISTORY_MESSAGES_MAX)
         after = inputs.version(after, "after")
+        with_hidden = inputs.boolean(include_deleted, "include_deleted")
         found, _ = await self._fetch(
-            statements.HISTORY if after is None else statements.HISTORY_AFTER,
+            _HISTORIES[after is not None, with_hidden],
             context_id,
             cap_of(at_version, before),
             after or 0,
             limit,
             inputs.roles(roles),
-            inputs.boolean(include_deleted, "include_deleted"),
         )
         if not found:
             raise ContextNotFoundError(context_id)
-        return rows.messages(found, self._tenant_id)
+        messages = sorted(rows.messages(found, self._tenant_id), key=attrgetter("version"))
+        return messages[-limit:] if after is None else messages[:limit]
 
     async def iter_history(
         self,
