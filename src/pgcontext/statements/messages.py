@@ -98,20 +98,22 @@ WHERE s.version IS NOT NULL OR l.depth = 0
 LIMIT (SELECT $5::bigint + 1)
 """
 
-_NEWEST: Final[LiteralString] = (
-    _HISTORY.replace("@name", "history").replace("@path", "lineage").replace("@direction", "DESC")
-)
+_NEWEST: Final[LiteralString] = _HISTORY.replace("@path", "lineage").replace("@direction", "DESC")
 
 # The path is turned round, so that the oldest of its contexts comes first.
 _OLDEST: Final[LiteralString] = (
-    _HISTORY.replace("@name", "history_after")
+    _HISTORY.replace("@name", "@name_after")
     .replace("@path", "(SELECT * FROM lineage ORDER BY depth DESC)")
     .replace("@direction", "ASC")
 )
 
 
 def _shown(statement: LiteralString) -> LiteralString:
-    return statement.replace("@hidden_at", "NULL::timestamptz").replace("@chosen", "@visible")
+    return compose(
+        statement.replace("@name", "history")
+        .replace("@hidden_at", "NULL::timestamptz")
+        .replace("@chosen", "@visible")
+    )
 
 
 def _with_hidden(statement: LiteralString) -> LiteralString:
@@ -120,21 +122,25 @@ def _with_hidden(statement: LiteralString) -> LiteralString:
                WHERE t.tenant_id = $1 AND t.context_id = $2 AND t.version = m.version
                  AND t.restored_revision IS NULL
            ) END"""
-    return statement.replace("@hidden_at", hidden_at).replace("@chosen", "@in_view")
+    return compose(
+        statement.replace("@name", "history")
+        .replace("@hidden_at", hidden_at)
+        .replace("@chosen", "@in_view")
+    )
 
 
 # $2 context, $3 highest version, $4 version to stop above, $5 limit, $6 roles or NULL.
 # Returns the newest that match, in any order, and one more if there is one; also a row of NULLs
 # when the context itself wrote none of them, so that no row means no context. Along
 # messages_version_key backwards, context by context, until there are enough.
-HISTORY: Final[LiteralString] = compose(_shown(_NEWEST))
+HISTORY: Final[LiteralString] = _shown(_NEWEST)
 
 # The same parameters and columns, but the oldest above $4 instead of the newest.
-HISTORY_AFTER: Final[LiteralString] = compose(_shown(_OLDEST))
+HISTORY_AFTER: Final[LiteralString] = _shown(_OLDEST)
 
 # The same two, with what the context itself hid.
-HISTORY_WITH_HIDDEN: Final[LiteralString] = compose(_with_hidden(_NEWEST))
-HISTORY_AFTER_WITH_HIDDEN: Final[LiteralString] = compose(_with_hidden(_OLDEST))
+HISTORY_WITH_HIDDEN: Final[LiteralString] = _with_hidden(_NEWEST)
+HISTORY_AFTER_WITH_HIDDEN: Final[LiteralString] = _with_hidden(_OLDEST)
 
 # $2 context, $3 highest version, $4 token budget, $5 how many times the usual number of messages
 # to look at, $6 messages at most, $7 pinned messages at most.
