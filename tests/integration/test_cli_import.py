@@ -87,10 +87,7 @@ def test_every_shape_of_a_file_is_understood(
     (tmp_path / "file").write_text(text, "utf-8", newline="")
     tally = cli.json("import", tmp_path / "file")
     assert (tally["created"], tally["messages"]) == (len(expected), sum(map(len, expected)))
-    assert sorted(messages[0]["content"] for _, _, messages in stored()) == sorted(
-        messages[0]["content"] for messages in expected
-    )
-    assert all(messages in expected for _, _, messages in stored())
+    assert [messages for _, _, messages in stored()] == expected
     assert cli.json("import", tmp_path / "file")["messages"] == 0
 
 
@@ -410,6 +407,18 @@ def test_a_value_without_end_is_refused_before_it_fills_the_memory(
     monkeypatch.setattr(limits, "IMPORT_CONVERSATION_BYTES_MAX", 1 << 20)
     (tmp_path / "file").write_text('{"messages": [' + '{"role": "user"},' * 10**6, "utf-8")
     assert "does not end within 1 MiB" in cli("import", tmp_path / "file").err
+
+
+def test_contexts_are_made_in_the_order_of_the_file(cli: Cli, tmp_path: Path, stored: Any) -> None:
+    """Though a few are written at once; the list shows the file from its end."""
+    talks = [talk(*(f"{number} says {n}" for n in range(1 + number % 7))) for number in range(60)]
+    cli.ok("import", jsonl(tmp_path / "some", *talks[:9:2]))
+    cli.ok("import", jsonl(tmp_path / "all", *talks))
+    assert [messages for _, _, messages in stored()] == [
+        *talks[:9:2],
+        *talks[1:9:2],
+        *talks[9:],
+    ]
 
 
 @needs_shared

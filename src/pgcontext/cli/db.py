@@ -62,16 +62,14 @@ def status(*, as_json: JsonOption = False) -> None:
 
 @app.command()
 def check(*, as_json: JsonOption = False) -> None:
-    """Compare the database's tables with what this version describes; exit 1 when they differ."""
+    """Compare the tables and all about them with this version's; exit 1 where they differ."""
     out = Output(as_json=as_json)
     with out.reported():
         from pgcontext.migrate import check as compare
 
         settings, _ = _target()
         differences = compare(settings=settings)
-    text = "The database is as described."
-    if differences:
-        text = "\n".join(["To be as described, the database needs:", *differences])
+    text = "\n".join(differences) or "The database is as described."
     out.emit({"differences": differences}, text=text)
     if differences:
         raise typer.Exit(Exit.CHECK_FAILED)
@@ -131,7 +129,7 @@ def push(*, as_json: JsonOption = False) -> None:
 
         settings, _ = _target()
         changes = bring(settings=settings)
-    text = "\n".join(["Done:", *changes]) if changes else "The database is as described."
+    text = "\n".join([*changes, "The database is as described."])
     out.emit({"changes": changes}, text=text)
 
 
