@@ -122,17 +122,23 @@ class Side:
     message_ids: dict[Key, UUID] = field(default_factory=dict)
     keyed: list[tuple[UUID, str, list[dict[str, Any]], list[Message]]] = field(default_factory=list)
 
+    def living(self) -> list[UUID]:
+        return [context_id for context_id, chat in self.model.items() if not chat.deleted]
+
     def pick(self, number: int) -> UUID:
-        """Pick a context: mostly a living one, now and then a deleted or a purged one."""
-        living = [context_id for context_id, chat in self.model.items() if not chat.deleted]
-        known = [*self.model, *self.gone[-1:], uuid4()]
-        among = living if living and number % 8 else known
-        return among[number // 8 % len(among)]
+        """Pick a context: mostly a living one, now and then one that is deleted or not there."""
+        others = [*(self.model.keys() - self.living()), *self.gone[-1:], uuid4()]
+        among = sorted(others) if number % 16 == 15 else self.living()
+        return among[number // 16 % len(among)]
+
+    def pick_last(self, number: int) -> UUID:
+        """Pick a context that is about to go: a living one only while there are others."""
+        return self.pick(number if len(self.living()) > 2 else number | 15)
 
     def relative(self, context_id: UUID, number: int) -> UUID:
         """Pick a context, mostly of the family of `context_id`."""
         chats = self.model
-        if context_id not in chats or number % 8 == 0:
+        if context_id not in chats or number % 8 == 7:
             return self.pick(number // 8)
         root = chats[context_id].lineage[0]
         family = [other for other, chat in chats.items() if chat.lineage[0] == root]
@@ -144,7 +150,7 @@ class Side:
         there = [version for version, _ in self.known(context_id)]
         return [
             there[number // 16 % len(there)]
-            if there and number % 16
+            if there and number % 16 != 15
             else number % (chat.latest + 2) + 1
             for number in numbers
         ]
@@ -336,7 +342,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(side=sides, pick=picks)
     def delete(self, side: int, pick: int) -> None:
-        self.step(self.sides[side], self._delete, self.sides[side].pick(pick))
+        self.step(self.sides[side], self._delete, self.sides[side].pick_last(pick))
 
     async def _delete(self, side: Side, context_id: UUID) -> None:
         def delete() -> None:
@@ -348,8 +354,9 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(side=sides, pick=picks)
     def restore(self, side: int, pick: int) -> None:
-        among = [context_id for context_id, chat in self.sides[side].model.items() if chat.deleted]
-        context_id = among[pick % len(among)] if among else self.sides[side].pick(pick)
+        deleted = [x for x, chat in self.sides[side].model.items() if chat.deleted]
+        some = pick % 8 == 7 or not deleted
+        context_id = self.sides[side].pick(pick) if some else deleted[pick // 8 % len(deleted)]
         self.step(self.sides[side], self._restore, context_id)
 
     async def _restore(self, side: Side, context_id: UUID) -> None:
@@ -389,15 +396,21 @@ class StoreMachine(RuleBasedStateMachine):
         assert report.contexts == len(before) - len(side.model)
         assert report.messages >= said - len(side.model.said)  # emptied stubs go too
 
-    @rule(side=sides, pick=picks, numbers=st.lists(picks, max_size=2))
-    def erase(self, side: int, pick: int, numbers: list[int]) -> None:
+    @rule(side=sides, pick=picks, numbers=st.lists(picks, min_size=1, max_size=3))
+    def erase_messages(self, side: int, pick: int, numbers: list[int]) -> None:
         self.step(self.sides[side], self._erase, self.sides[side].pick(pick), numbers)
+
+    @rule(side=sides, pick=picks)
+    def erase_everything(self, side: int, pick: int) -> None:
+        self.step(self.sides[side], self._erase, self.sides[side].pick_last(pick), [])
 
     async def _erase(self, side: Side, context_id: UUID, numbers: list[int]) -> None:
         # What was erased before may be erased again; the model no longer knows of it.
         latest = side.model.get(context_id, Chat([])).latest
         known = {version for version, _ in side.known(context_id)}
         versions = [v for v in side.versions(context_id, numbers) if v in known or v > latest]
+        if numbers and not versions:
+            return
         said = set(side.model.said)
         before = {other: set(side.shown(other)) for other in side.model}
         report = await self.agree(
@@ -476,7 +489,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert [context.id for context in page.items] == list(reversed(side.model))
         for context in page.items:
             self.check_context(side, context)
-        living = [context_id for context_id, chat in side.model.items() if not chat.deleted]
+        living = side.living()
         shown = await side.store.list()
         assert [context.id for context in shown.items] == list(reversed(living))
         views = await asyncio.gather(*(self.view(side, context_id) for context_id in living))

@@ -50,9 +50,8 @@ class Model(dict[UUID, Chat]):
 
     def diff(self, a: UUID, b: UUID) -> tuple[UUID | None, int, list[Key], list[Key]]:
         one, two = set(self.history(a)), set(self.history(b))
-        ways = self[a].lineage, self[b].lineage
-        shared = [x for x, y in zip(*ways, strict=False) if x == y]
-        forks = [self[x].fork_version for way in ways for x in way[len(shared) :]]
+        shared = [x for x in self[a].lineage if x in self[b].lineage]
+        forks = [self[x].fork_version for x in {*self[a].lineage} ^ {*self[b].lineage}]
         version = min(self[a].latest, self[b].latest, *forks) if shared else 0
         return shared[-1] if shared else None, version, sorted(one - two), sorted(two - one)
 
@@ -78,9 +77,11 @@ class Model(dict[UUID, Chat]):
         self[id].deleted |= not versions
 
     def window(self, id: UUID, max_tokens: int, at: int = 2**63) -> tuple[list[Key], bool]:
-        def owed(call: Key, *results: Key) -> set[str]:
-            calls = {call["id"] for call in self.said[call].get("tool_calls", ())}
-            return calls - {self.said[key]["tool_call_id"] for key in results}
+        def calls(group: list[Key]) -> set[str]:
+            return {call["id"] for call in self.said[group[0]].get("tool_calls", ())}
+
+        def answers(group: list[Key]) -> set[str]:
+            return {self.said[key]["tool_call_id"] for key in group[1:]}
 
         shown, groups, taken = self.history(id, at), list[list[Key]](), list[Key]()
         pinned = [key for key in shown if self.said[key]["role"] in {"system", "developer"}]
@@ -90,9 +91,9 @@ class Model(dict[UUID, Chat]):
         for key in (key for key in shown if key not in pinned):
             if self.said[key]["role"] != "tool":
                 groups.append([key])
-            elif groups and self.said[key]["tool_call_id"] in owed(*groups[-1]):
+            elif groups and self.said[key]["tool_call_id"] in calls(groups[-1]):
                 groups[-1].append(key)
-        whole = [group for group in groups if not owed(*group) or group is groups[-1]]
+        whole = [one for one in groups if calls(one) == answers(one) or one is groups[-1]]
         while whole and sum(tokens[key] for key in pinned + whole[-1] + taken) <= max_tokens:
             taken = [*whole.pop(), *taken]
         return [*pinned, *taken], bool(whole)
