@@ -65,11 +65,10 @@ def test_a_role_that_may_not_create_the_extension(
     ) as caught:
         migrate.upgrade(settings=settings)
     assert caught.value.sqlstate == "42501"
-    assert catalog(url)["relations"] == {}
+    assert catalog(url) == {}
     execute(url, "CREATE EXTENSION vector")
     migrate.upgrade(settings=settings)
-    assert migrate.check(settings=settings) == []
-    migrate.drop(settings=settings)
+    assert migrate.check(settings=settings_of(url)) == []
     execute(url, f"DROP OWNED BY {ROLE} CASCADE")
 
 
@@ -93,6 +92,20 @@ def test_a_role_that_may_not_create_the_schema(owned_url: str) -> None:
         migrate.upgrade(settings=settings)
     execute(owned_url, make)
     migrate.upgrade(settings=settings)
+
+
+def test_a_role_that_may_not_make_the_schema_to_compare_in(owned_url: str) -> None:
+    """check says what it wants to do and which grant lets it, and then leaves nothing behind."""
+    migrate.upgrade(settings=settings_of(owned_url))
+    execute(owned_url, f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {ROLE}")
+    settings = settings_of(as_role(owned_url, ROLE))
+    name = owned_url.partition("?")[0].rpartition("/")[2]
+    grant = f"GRANT CREATE ON DATABASE {name} TO {ROLE};"
+    with pytest.raises(ConfigError, match=grant):
+        migrate.check(settings=settings)
+    execute(owned_url, grant)
+    assert migrate.check(settings=settings) == []
+    assert not fetch(owned_url, "SELECT FROM pg_namespace WHERE nspname ~ 'scratch'")
 
 
 def test_a_role_that_does_not_own_the_tables(owned_url: str) -> None:
@@ -157,7 +170,7 @@ def test_a_server_without_pgvector(database18_url: str, readable_folder: Path) -
     extension_path(database18_url, readable_folder)
     with pytest.raises(ConfigError, match=r"does not have pgvector.*postgresql-18-pgvector"):
         migrate.upgrade(settings=settings_of(database18_url))
-    assert catalog(database18_url)["relations"] == {}
+    assert catalog(database18_url) == {}
     assert migrate.status(settings=settings_of(database18_url)).state == "behind"
 
 
@@ -188,11 +201,13 @@ def server(**changes: object) -> Server:
         "version": "15.13",
         "is_standby": False,
         "role": "app",
+        "database": "chats",
         "pgvector": "0.8.5",
         "pgvector_schema": "public",
         "pgvector_offered": "0.8.5",
         "schema_exists": True,
         "may_create": True,
+        "may_make_schemas": True,
         "tables": [],
         "dimensions": None,
         "has_versions": False,

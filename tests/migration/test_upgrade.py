@@ -18,7 +18,7 @@ from pgcontext import limits, migrate
 from pgcontext.errors import InvalidInputError, SchemaMismatchError, UnavailableError
 from pgcontext.migrate.scripts import VERSION_TABLE
 from tests.support import DIMENSIONS
-from tests.support.catalog import catalog, differences
+from tests.support.catalog import catalog, differences, names
 from tests.support.migrations import VERSIONS, execute, fetch, program, settings_of
 
 if TYPE_CHECKING:
@@ -248,7 +248,8 @@ def test_drop_removes_what_is_ours_and_nothing_else(database_url: str) -> None:
         ["contexts", "messages", "tombstones", "pgcontext_nearest", VERSION_TABLE]
     )
     left = catalog(database_url)
-    assert (list(left["relations"]), list(left["functions"])) == (["invoices"], ["tax()"])
+    assert names(left, "table") == ["invoices"]
+    assert names(left, "function") == ["tax()"]
     assert migrate.drop(settings=settings) == []
     assert migrate.upgrade(settings=settings) == HEAD
 
@@ -266,7 +267,7 @@ def test_drop_leaves_tables_that_only_have_our_names(empty_database_url: str) ->
     """A table called messages that no migration made is somebody else's."""
     execute(empty_database_url, "CREATE TABLE messages (id integer)")
     assert migrate.drop(settings=settings_of(empty_database_url)) == []
-    assert list(catalog(empty_database_url)["relations"]) == ["messages"]
+    assert names(catalog(empty_database_url), "table") == ["messages"]
 
 
 def test_the_module_is_a_command(empty_database_url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -192,10 +193,14 @@ def _target() -> tuple[Settings, DatabaseUrl]:
 
 
 def _ask(out: Output, question: str, *, yes: bool) -> None:
-    if not yes and out.as_json:
+    """Go on when the answer is yes; end the command otherwise."""
+    if yes:
+        return
+    if out.as_json:
         out.fail("With --json nothing is asked: say --yes.", code=Exit.INVALID_INPUT, kind="Usage")
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        out.fail("Nothing was changed.", code=Exit.CHECK_FAILED, kind="Declined")
 
 
 def _status_table(url: DatabaseUrl, found: MigrationStatus) -> RenderableType:

@@ -12,10 +12,19 @@ from alembic import command
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
 
-from pgcontext.errors import ConfigError, InvalidInputError
-from pgcontext.migrate.comparison import SCRATCH_PREFIX, differences, line
+from pgcontext.errors import ConfigError, InvalidInputError, SchemaMismatchError
+from pgcontext.migrate.catalog import FUNCTIONS
+from pgcontext.migrate.comparison import SCRATCH_PREFIX, drift, operations, said
 from pgcontext.migrate.connection import direct_url, run
-from pgcontext.migrate.preflight import expect_head, look, make_room, prepare, quote, take_turn
+from pgcontext.migrate.preflight import (
+    expect_head,
+    look,
+    make_room,
+    make_scratch,
+    prepare,
+    quote,
+    take_turn,
+)
 from pgcontext.migrate.scripts import (
     VERSION_TABLE,
     alembic_config,
@@ -154,9 +163,9 @@ def check(
     settings: Settings | None = None,
     describe: Describe = build_metadata,
 ) -> list[str]:
-    """Compare the database with `pgcontext.schema`, as `alembic check` does.
+    """Compare pgcontext's tables and functions in the database with `pgcontext.schema`.
 
-    Functions, policies and operator classes are beyond it; tests hold those.
+    Everything that PostgreSQL says about them counts, except privileges and owners.
 
     Args:
         url: the direct URL; None takes it from the settings.
@@ -164,7 +173,7 @@ def check(
         describe: makes the metadata to compare with from the dimension and the schema.
 
     Returns:
-        What would have to be done to the database, one line each; empty when they agree.
+        What is missing, too much or different, one line each; empty when they agree.
 
     Raises:
         SchemaMismatchError: migrations are pending.
@@ -173,8 +182,9 @@ def check(
     settings = _settings(url, settings)
 
     def work(connection: Connection) -> list[str]:
-        expect_head(prepare(connection, settings))
-        return [line(op) for op in differences(connection, settings, describe)]
+        server = prepare(connection, settings)
+        expect_head(server)
+        return drift(connection, server, settings, describe)
 
     return run(work, settings, keep=False)
 
@@ -187,13 +197,15 @@ def push(
 ) -> list[str]:
     """Bring a development database to `pgcontext.schema` without a migration file.
 
-    Applies the migrations, then what `check` would report, then policies and functions anew.
+    An empty one is made as described. One that is there is migrated, then changed by what Alembic
+    finds to be different, and gets its policies and functions anew.
 
     Returns:
-        What was done beyond the migrations, one line each.
+        What was changed beyond the migrations, one line each.
 
     Raises:
         ConfigError: the database is not on this machine.
+        SchemaMismatchError: something differs that cannot be changed in place; says what.
         ContextStoreError: as for `upgrade`.
     """
     settings = _settings(url, settings)
@@ -205,15 +217,25 @@ def push(
 
     def work(connection: Connection) -> list[str]:
         server = prepare(connection, settings)
-        if server.revision != revisions()[-1]:
+        described = describe(settings.dimensions, settings.schema)
+        config = alembic_config(connection, settings)
+        if server.revision is None:
             make_room(connection, server, settings)
-            command.upgrade(alembic_config(connection, settings), "head")
-        found = differences(connection, settings, describe)
-        operations = Operations(MigrationContext.configure(connection))
-        for op in found:
-            operations.invoke(op)
-        _make_policies_and_functions(connection, settings, describe)
-        return [line(op) for op in found]
+            connection.exec_driver_sql("CREATE EXTENSION IF NOT EXISTS vector SCHEMA public")
+            described.create_all(connection, checkfirst=False)
+            command.stamp(config, "head")
+            return []
+        command.upgrade(config, "head")
+        found = operations(connection, settings, describe)
+        for operation in found:
+            Operations(MigrationContext.configure(connection)).invoke(operation)
+        _make_policies_and_functions(connection, described)
+        if left := drift(connection, server, settings, describe):
+            raise SchemaMismatchError(
+                f"Nothing was changed, since this cannot be changed in place: {', '.join(left)}; "
+                "start anew with 'pgcontext db drop' and 'pgcontext db push'."
+            )
+        return [said(operation) for operation in found]
 
     return run(work, settings)
 
@@ -249,7 +271,7 @@ def drop(
         server = look(connection, settings)
         # Before the first migration, tables of these names are somebody else's.
         ours = server.tables if server.revision is not None else []
-        functions = _functions(connection, settings) if server.revision is not None else []
+        functions = _functions(connection, settings.schema) if server.revision is not None else []
         tables = ours + ([VERSION_TABLE] if server.has_versions else [])
         _drop(connection, "FUNCTION", functions)
         _drop(connection, "TABLE", [_qualified(settings.schema, table) for table in tables])
@@ -293,8 +315,7 @@ def generate(
     settings = msgspec.structs.replace(_settings(url, settings), schema=scratch)
 
     def work(connection: Connection) -> Path | None:
-        server = prepare(connection, settings)
-        make_room(connection, server, settings)
+        make_scratch(connection, prepare(connection, settings), scratch)
         config = alembic_config(connection, settings, describe=describe, skip_empty=not empty)
         command.upgrade(config, "head")
         script = command.revision(config, message.strip().rstrip("."), autogenerate=True)
@@ -311,20 +332,14 @@ def _settings(url: str | None, settings: Settings | None) -> Settings:
     return msgspec.structs.replace(settings, unpooled_url=parse(url, tls=settings.tls))
 
 
-def _make_policies_and_functions(
-    connection: Connection, settings: Settings, describe: Describe
-) -> None:
-    """Make anew what `create_all` makes beside tables and indexes, and no comparison sees."""
-    described = describe(settings.dimensions, settings.schema)
+def _make_policies_and_functions(connection: Connection, described: sa.MetaData) -> None:
+    """Make anew what `create_all` makes beside tables and indexes, and Alembic does not see."""
     for table in described.sorted_tables:
+        name = _qualified(table.schema, table.name)
         for policy in _policies(connection, table):
-            _drop(
-                connection,
-                "POLICY",
-                [f"{quote(policy)} ON {_qualified(table.schema, table.name)}"],
-            )
+            _drop(connection, "POLICY", [f"{quote(policy)} ON {name}"])
         table.dispatch.after_create(table, connection)
-    _drop(connection, "FUNCTION", _functions(connection, settings))
+    _drop(connection, "FUNCTION", _functions(connection, described.schema))
     described.dispatch.after_create(described, connection)
 
 
@@ -335,14 +350,13 @@ def _policies(connection: Connection, table: sa.Table) -> list[str]:
     return list(connection.scalars(query, {"schema": table.schema, "table": table.name}))
 
 
-def _functions(connection: Connection, settings: Settings) -> list[str]:
+def _functions(connection: Connection, schema: str | None) -> list[str]:
     """List pgcontext's functions with their argument types, as DROP FUNCTION wants them."""
     query = sa.text(
         "SELECT oid::regprocedure::text FROM pg_proc"
-        r" WHERE pronamespace = to_regnamespace(CAST(:schema AS text))::oid"
-        r" AND proname LIKE 'pgcontext\_%'"
+        " WHERE pronamespace = to_regnamespace(CAST(:schema AS text)) AND proname LIKE :functions"
     )
-    return list(connection.scalars(query, {"schema": settings.schema}))
+    return list(connection.scalars(query, {"schema": schema, "functions": FUNCTIONS}))
 
 
 def _drop(connection: Connection, kind: str, names: list[str]) -> None:

@@ -104,12 +104,18 @@ def run(work: Callable[[Connection], T], settings: Settings, *, keep: bool = Tru
 
 
 def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _is_loop_running():
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as thread:  # a notebook or another application runs a loop here
         return thread.submit(asyncio.run, coroutine).result()
+
+
+def _is_loop_running() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _transact(

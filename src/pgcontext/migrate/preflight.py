@@ -30,11 +30,13 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     is_standby: bool
     role: str
+    database: str
     pgvector: str | None
     pgvector_schema: str | None
     pgvector_offered: str | None
     schema_exists: bool
     may_create: bool
+    may_make_schemas: bool
     tables: list[str]
     dimensions: int | None
     has_versions: bool
@@ -47,14 +49,16 @@ SELECT
     current_setting('server_version') AS version,
     pg_is_in_recovery() AS is_standby,
     current_user::text AS role,
+    current_database()::text AS database,
     (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS pgvector,
     (SELECT n.nspname::text FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
      WHERE e.extname = 'vector') AS pgvector_schema,
     (SELECT default_version FROM pg_available_extensions
      WHERE name = 'vector') AS pgvector_offered,
     s.oid IS NOT NULL AS schema_exists,
-    CASE WHEN s.oid IS NULL THEN has_database_privilege(current_database(), 'CREATE')
-         ELSE has_schema_privilege(s.oid, 'CREATE') END AS may_create,
+    coalesce(has_schema_privilege(s.oid, 'CREATE'),
+             has_database_privilege(current_database(), 'CREATE')) AS may_create,
+    has_database_privilege(current_database(), 'CREATE') AS may_make_schemas,
     ARRAY(SELECT c.relname::text FROM pg_class AS c
           WHERE c.relnamespace = s.oid AND c.relkind IN ('r', 'p', 'v', 'm', 'f')
             AND c.relname = ANY (CAST(:tables AS text[])) ORDER BY c.relname) AS tables,
@@ -74,10 +78,14 @@ def prepare(connection: Connection, settings: Settings) -> Server:
     refuse_server(server)
     if server.revision is not None:
         refuse_database(server, settings)
-    # Where types and operators are found; everything else is named with its schema.
-    path = dict.fromkeys([settings.schema, server.pgvector_schema or "public"])
-    _set_local(connection, "search_path", ", ".join(map(quote, path)))
+    set_search_path(connection, settings.schema, server)
     return server
+
+
+def set_search_path(connection: Connection, schema: str, server: Server) -> None:
+    """Let types and operators be found; everything else is named with its schema."""
+    path = dict.fromkeys([schema, server.pgvector_schema or "public"])
+    _set_local(connection, "search_path", ", ".join(map(quote, path)))
 
 
 def take_turn(connection: Connection) -> None:
@@ -194,6 +202,22 @@ def make_room(connection: Connection, server: Server, settings: Settings) -> Non
         )
     if not server.schema_exists:
         connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+
+
+def make_scratch(connection: Connection, server: Server, schema: str) -> None:
+    """Make a schema to compare in. Whoever makes it rolls back.
+
+    Raises:
+        ConfigError: the role may not make schemas.
+    """
+    if not server.may_make_schemas:
+        raise ConfigError(
+            "To compare, a schema is made and rolled back, which the role "
+            f"{server.role} may not do: have the database's owner run GRANT CREATE ON DATABASE "
+            f"{quote(server.database)} TO {quote(server.role)};"
+        )
+    connection.exec_driver_sql(f"CREATE SCHEMA {schema}")
+    set_search_path(connection, schema, server)
 
 
 def expect_head(server: Server) -> None:
