@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import sys
 
-from pgcontext import migrate
 from pgcontext.errors import ContextStoreError
+from pgcontext.migrate import upgrade
 
 
 def handler(event: object, context: object) -> dict[str, str]:  # noqa: ARG001 (Lambda's signature)
@@ -21,7 +21,7 @@ def handler(event: object, context: object) -> dict[str, str]:  # noqa: ARG001 (
     Raises:
         ContextStoreError: what stands in the way, in one sentence.
     """
-    return {"revision": migrate.upgrade()}
+    return {"revision": upgrade()}
 
 
 if __name__ == "__main__":
