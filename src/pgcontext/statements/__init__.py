@@ -36,10 +36,12 @@ from pgcontext.statements.messages import (
 )
 from pgcontext.statements.retention import (
     ERASE,
-    ERASE_LOCK,
+    ERASE_OWNERS,
+    EXPIRE,
+    LOCK_TREES,
     PURGE_CONTEXTS,
-    PURGE_LOCK,
     PURGE_MESSAGES,
+    PURGE_OWNERS,
 )
 from pgcontext.statements.search import (
     SEARCH_CONTEXT_TEXT,
@@ -57,7 +59,8 @@ __all__ = [
     "DELETE_MESSAGES",
     "DIFF",
     "ERASE",
-    "ERASE_LOCK",
+    "ERASE_OWNERS",
+    "EXPIRE",
     "FORK",
     "FORKS",
     "GET",
@@ -67,11 +70,12 @@ __all__ = [
     "HISTORY_WITH_HIDDEN",
     "LIST",
     "LOCK",
+    "LOCK_TREES",
     "MERGE",
     "MERGED",
     "PURGE_CONTEXTS",
-    "PURGE_LOCK",
     "PURGE_MESSAGES",
+    "PURGE_OWNERS",
     "RESTORE",
     "RESTORE_MESSAGES",
     "SEARCH_CONTEXT_TEXT",

@@ -39,23 +39,12 @@ def _retention(statement: LiteralString) -> LiteralString:
     return compose(statement.replace("@below_as_viewers", AS_VIEWERS).replace("@below", BELOW))
 
 
-# $2 context, $3 versions or NULL for all it wrote. Locks the owners of those messages and every
-# context below them, in the order of their ids. FOR UPDATE keeps new forks out until the commit.
-ERASE_LOCK: Final[LiteralString] = _retention("""
--- pgcontext.erase_lock
-WITH RECURSIVE viewer AS (
-    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
-    FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $2
-),
-@lineage,
-tree AS (
-    SELECT l.id
-    FROM lineage AS l
-    WHERE CASE WHEN $3::text[] IS NULL THEN l.depth = 0 ELSE EXISTS (
-        SELECT FROM unnest($3::text[]::bigint[]) AS w (version)
-        WHERE w.version > l.lo AND w.version <= l.hi
-    ) END
+# $2 contexts. Locks them and every context below them, in the order of their ids. FOR UPDATE waits
+# for forks that are under way, and keeps new ones out until the commit.
+LOCK_TREES: Final[LiteralString] = compose("""
+-- pgcontext.lock_trees
+WITH RECURSIVE tree AS (
+    SELECT o.id FROM unnest($2::text[]::uuid[]) AS o (id)
     UNION
     SELECT c.id
     FROM tree AS t
@@ -72,7 +61,24 @@ ORDER BY c.id
 FOR UPDATE
 """)
 
-# $2 context, $3 versions or NULL. Runs under the locks of ERASE_LOCK.
+# $2 context, $3 versions or NULL for all it wrote. Returns the contexts that own them.
+ERASE_OWNERS: Final[LiteralString] = compose("""
+-- pgcontext.erase_owners
+WITH RECURSIVE viewer AS (
+    SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1 AND c.id = $2
+),
+@lineage
+SELECT l.id
+FROM lineage AS l
+WHERE CASE WHEN $3::text[] IS NULL THEN l.depth = 0 ELSE EXISTS (
+    SELECT FROM unnest($3::text[]::bigint[]) AS w (version)
+    WHERE w.version > l.lo AND w.version <= l.hi
+) END
+""")
+
+# $2 context, $3 versions or NULL. Runs under the locks of LOCK_TREES.
 # Returns missing (how many of the versions the view does not have; nothing is changed if any),
 # messages and contexts. No row: no such context.
 #
@@ -172,51 +178,60 @@ SELECT missing.versions AS missing, (SELECT count(*) FROM target) AS messages,
 FROM viewer CROSS JOIN missing
 """)
 
-# $2 seconds, $3 the last id of the batch before, $4 contexts at most. Locks contexts that were
-# deleted or had expired that long ago, and deletes the expired ones softly, so that from here on
-# nobody forks or appends to them. Returns their ids.
-PURGE_LOCK: Final[LiteralString] = compose("""
--- pgcontext.purge_lock
-WITH dead AS MATERIALIZED (
-    SELECT c.id
-    FROM @contexts AS c
+# $2 seconds, $3 the last id of the batch before, $4 contexts at most. Returns the next contexts, in
+# the order of their ids, that were deleted or had expired that long ago, or that hid messages of
+# their own that long ago.
+PURGE_OWNERS: Final[LiteralString] = compose("""
+-- pgcontext.purge_owners
+WITH cutoff AS (SELECT now() - make_interval(secs => $2) AS moment)
+SELECT o.id
+FROM (
+    SELECT c.id FROM @contexts AS c CROSS JOIN cutoff
     WHERE c.tenant_id = $1
-      AND (c.deleted_at <= now() - make_interval(secs => $2)
-           OR c.expires_at <= now() - make_interval(secs => $2))
-      AND ($3::uuid IS NULL OR c.id > $3)
-    ORDER BY c.id
-    LIMIT $4
-    FOR UPDATE
-),
-expired AS (
-    UPDATE @contexts AS c
-    SET deleted_at = now(), updated_at = now(), revision = c.revision + 1
-    FROM dead
-    WHERE c.tenant_id = $1 AND c.id = dead.id AND c.deleted_at IS NULL
-)
-SELECT dead.id FROM dead ORDER BY dead.id
+      AND (c.deleted_at <= cutoff.moment OR c.expires_at <= cutoff.moment)
+      -- One that was emptied before and stays for its forks' sake is not looked at again.
+      AND EXISTS (SELECT FROM @messages AS m WHERE m.tenant_id = $1 AND m.context_id = c.id)
+    UNION
+    SELECT m.context_id FROM @messages AS m CROSS JOIN cutoff
+    WHERE m.tenant_id = $1 AND m.deleted_at <= cutoff.moment
+) AS o
+WHERE $3::uuid IS NULL OR o.id > $3
+ORDER BY o.id
+LIMIT $4
 """)
 
-# $2 seconds, $3 contexts locked by PURGE_LOCK, or NULL for the hidden messages of all, $4 rows at
-# most. Removes what no context shows any more, nor could show again: a context counts unless it
-# is itself up for removal, and what it hid lately counts as shown. Returns how many.
+# $2 seconds, $3 contexts, locked. Deletes the expired ones softly: from here on nobody forks them
+# or appends to them.
+EXPIRE: Final[LiteralString] = compose("""
+-- pgcontext.expire
+UPDATE @contexts AS c
+SET deleted_at = now(), updated_at = now(), revision = c.revision + 1
+WHERE c.tenant_id = $1 AND c.id = ANY ($3::text[]::uuid[]) AND c.deleted_at IS NULL
+  AND c.expires_at <= now() - make_interval(secs => $2)
+""")
+
+# $2 seconds, $3 contexts, $4 rows at most. Runs under the locks of LOCK_TREES. Removes of these
+# contexts' messages what no context shows any more, nor could show again: a context counts unless
+# it is itself up for removal, and what it hid lately counts as shown. Returns how many.
 PURGE_MESSAGES: Final[LiteralString] = _retention("""
 -- pgcontext.purge_messages
 WITH RECURSIVE cutoff AS (SELECT now() - make_interval(secs => $2) AS moment),
+origin AS (
+    SELECT c.id,
+           c.deleted_at <= cutoff.moment OR coalesce(c.expires_at <= cutoff.moment, false) AS dead
+    FROM @contexts AS c CROSS JOIN cutoff
+    WHERE c.tenant_id = $1 AND c.id = ANY ($3::text[]::uuid[])
+),
 candidate AS (
-    SELECT m.id, m.context_id, m.version
-    FROM @messages AS m CROSS JOIN cutoff
-    WHERE $3::text[] IS NULL AND m.tenant_id = $1 AND m.deleted_at <= cutoff.moment
-    UNION ALL
-    SELECT m.id, m.context_id, m.version
-    FROM unnest($3::text[]::uuid[]) AS d (id)
+    SELECT m.*
+    FROM origin AS o CROSS JOIN cutoff
     CROSS JOIN LATERAL (
         SELECT m.id, m.context_id, m.version FROM @messages AS m
-        WHERE m.tenant_id = $1 AND m.context_id = d.id
+        WHERE m.tenant_id = $1 AND m.context_id = o.id
+          AND (o.dead OR m.deleted_at <= cutoff.moment)
         OFFSET 0
     ) AS m
 ),
-origin AS (SELECT DISTINCT candidate.context_id AS id FROM candidate),
 @below,
 keeper AS (
     SELECT b.*
@@ -238,10 +253,8 @@ removable AS (
 ),
 removed AS (
     DELETE FROM @messages AS m
-    USING removable AS r, cutoff
+    USING removable AS r
     WHERE m.tenant_id = $1 AND m.id = r.id
-      -- Looked at again on the row itself, in case somebody has just restored it.
-      AND ($3 IS NOT NULL OR m.deleted_at <= cutoff.moment)
     RETURNING m.context_id, m.version, m.token_count
 ),
 -- Contexts that are up for removal but stay for a live fork's sake can be restored: their

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     import asyncpg
 
-    from pgcontext.pool import Connection
+    from pgcontext.connections import Connection
 
-PURGE_CONTEXTS_PER_BATCH: Final = 500
+PURGE_CONTEXTS_PER_BATCH: Final = 100
 
 
 class RetentionMethods(StoreBase):
@@ -45,54 +45,53 @@ class RetentionMethods(StoreBase):
             msg = f"older_than must be at most {limits.PURGE_AGE_DAYS_MAX:,} days."
             raise LimitExceededError(msg)
         seconds = older_than.total_seconds()
-        bound = limits.PURGE_ROWS_PER_STATEMENT_MAX
         message_count = 0
-        while True:
-            found, _ = await self._fetch(statements.PURGE_MESSAGES, seconds, None, bound)
-            message_count += found[0]["messages"]
-            if found[0]["messages"] < bound:
-                break
         last_id: UUID | None = None
         while True:
-            last_id, removed, more = await self._purge_batch(seconds, last_id)
-            message_count += removed
-            if not more:
+            owners, _ = await self._fetch(
+                statements.PURGE_OWNERS, seconds, last_id, PURGE_CONTEXTS_PER_BATCH
+            )
+            if owners:
+                message_count += await self._purge_messages(seconds, [row["id"] for row in owners])
+            if len(owners) < PURGE_CONTEXTS_PER_BATCH:
                 break
+            last_id = owners[-1]["id"]
         context_count = 0
+        bound = limits.PURGE_ROWS_PER_STATEMENT_MAX
         while True:
             found, _ = await self._fetch(statements.PURGE_CONTEXTS, seconds, bound)
             context_count += found[0]["contexts"]
             if found[0]["contexts"] < bound:
                 return PurgeReport(contexts=context_count, messages=message_count)
 
-    async def _purge_batch(
-        self, seconds: float, last_id: UUID | None
-    ) -> tuple[UUID | None, int, bool]:
-        """Empty the next dead contexts; return the last of them, how much, whether to go on."""
+    async def _purge_messages(self, seconds: float, owners: list[UUID]) -> int:
+        """Remove what may go of the messages of these contexts; return how many."""
+        ids = [str(owner) for owner in owners]
+        bound = limits.PURGE_ROWS_PER_STATEMENT_MAX
 
-        async def work(connection: Connection) -> tuple[UUID | None, int, bool]:
-            dead = await connection.fetch(
-                self._text(statements.PURGE_LOCK),
-                self._tenant_id,
-                seconds,
-                last_id,
-                PURGE_CONTEXTS_PER_BATCH,
-            )
-            if not dead:
-                return None, 0, False
-            ids = [str(row["id"]) for row in dead]
-            bound = limits.PURGE_ROWS_PER_STATEMENT_MAX
+        async def work(connection: Connection) -> int:
+            await self._lock_trees(connection, ids)
+            await connection.execute(self._text(statements.EXPIRE), self._tenant_id, seconds, ids)
             removed = 0
             while True:
-                count = await connection.fetchval(
+                count: int = await connection.fetchval(
                     self._text(statements.PURGE_MESSAGES), self._tenant_id, seconds, ids, bound
                 )
                 removed += count
                 if count < bound:
-                    return dead[-1]["id"], removed, len(dead) == PURGE_CONTEXTS_PER_BATCH
+                    return removed
 
-        result, _ = await self._pool.transact(work, statements.PURGE_LOCK)
+        result, _ = await self._pool.transact(work, statements.PURGE_MESSAGES)
         return result
+
+    async def _lock_trees(self, connection: Connection, ids: list[str]) -> None:
+        """Lock contexts and all below them, also forks that were under way meanwhile."""
+        locked = -1
+        while True:
+            held = await connection.fetch(self._text(statements.LOCK_TREES), self._tenant_id, ids)
+            if len(held) == locked:
+                return
+            locked = len(held)
 
     async def erase(
         self, context_id: UUID | str, versions: int | Iterable[int] | None = None
@@ -116,15 +115,10 @@ class RetentionMethods(StoreBase):
         wanted = None if checked is None else [str(version) for version in checked]
 
         async def work(connection: Connection) -> asyncpg.Record | None:
-            locked = -1
-            # A fork that was on its way when the lock was taken shows up in the next look.
-            while True:
-                held = await connection.fetch(
-                    self._text(statements.ERASE_LOCK), self._tenant_id, context_id, wanted
-                )
-                if len(held) == locked:
-                    break
-                locked = len(held)
+            owners = await connection.fetch(
+                self._text(statements.ERASE_OWNERS), self._tenant_id, context_id, wanted
+            )
+            await self._lock_trees(connection, [str(row["id"]) for row in owners])
             return await connection.fetchrow(
                 self._text(statements.ERASE), self._tenant_id, context_id, wanted
             )
