@@ -48,7 +48,8 @@ MESSAGES: Final = {
 OTHERS: Final = {
     "APPEND": {"base": "int8", "created_at": "timestamptz"},
     "ERASE": {"missing": "int8", "messages": "int8", "contexts": "int8"},
-    "ERASE_LOCK": {"id": "uuid"},
+    "ERASE_OWNERS": {"id": "uuid"},
+    "EXPIRE": {},
     "EXPORT_HIDDEN": {"version": "int8"},
     "INSPECT": {
         "version": "text",
@@ -59,9 +60,10 @@ OTHERS: Final = {
         "dimensions": "int4",
     },
     "LOCK": {"id": "uuid"},
+    "LOCK_TREES": {"id": "uuid"},
     "PURGE_CONTEXTS": {"contexts": "int8"},
-    "PURGE_LOCK": {"id": "uuid"},
     "PURGE_MESSAGES": {"messages": "int8"},
+    "PURGE_OWNERS": {"id": "uuid"},
 }
 
 
