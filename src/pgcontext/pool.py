@@ -1,14 +1,15 @@
 """The store's connections: few, lazy, and with nothing left behind in a session.
 
-One asyncpg pool per process and running event loop, made at the first statement. Behind a
+One set of connections per process and running event loop, made at the first statement. Behind a
 transaction pooler another client may have the server connection a moment later, so nothing here
 sets session state: no settings, no named statements unless they are safe, no introspection
-(statements take and return built-in scalars, `jsonb` and `text[]` only), a reset that does nothing.
+(statements take and return built-in scalars, `jsonb` and `text[]` only). So nothing needs a reset.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -21,6 +22,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 
 from pgcontext import limits
+from pgcontext.connections import AllInUseError, Connections
 from pgcontext.errors import (
     ConfigError,
     ContextStoreError,
@@ -34,10 +36,9 @@ from pgcontext.url import parse
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from pgcontext.connections import Connection
     from pgcontext.settings import Settings
     from pgcontext.url import DatabaseUrl
-
-    Connection = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class Pool:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._pools: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncpg.Pool[asyncpg.Record]] = (
+        self._by_loop: WeakKeyDictionary[asyncio.AbstractEventLoop, Connections] = (
             WeakKeyDictionary()
         )
         self._process_id = os.getpid()
@@ -110,13 +111,10 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and abandon those of loops that are gone."""
-        pool = self._pools.pop(asyncio.get_running_loop(), None)
+        connections = self._by_loop.pop(asyncio.get_running_loop(), None)
         self._abandon_dead_loops()
-        if pool is not None:
-            try:
-                await asyncio.wait_for(pool.close(), self._settings.acquire_seconds)
-            except TimeoutError:
-                pool.terminate()
+        if connections is not None:
+            await connections.aclose()
 
     async def _attempt(
         self, once: Callable[[Connection], Awaitable[T]], statement: str
@@ -146,11 +144,13 @@ class Pool:
         raise AssertionError  # pragma: no cover (the loop returns or raises)
 
     async def _once(self, once: Callable[[Connection], Awaitable[T]], statement: str) -> T:
-        pool = await self._current()
-        connection = await self._acquire(pool)
+        connections = await self._current()
+        connection = await self._acquire(connections)
         started = time.perf_counter()
+        usable = False
         try:
             result = await once(connection)
+            usable = True
         except TimeoutError as error:
             # Not tried again: the time the caller gave for it is used up.
             msg = (
@@ -158,16 +158,15 @@ class Pool:
                 "whether it did the work is not known."
             )
             raise _OverdueError(msg) from error
-        except asyncpg.UniqueViolationError as error:
-            raise UniqueViolationError(error.constraint_name or "") from None
-        except asyncpg.InternalClientError as error:
-            # asyncpg lost track of a connection that the server closed while it was idle.
-            connection.terminate()
-            raise translate(error) from error
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        except asyncpg.PostgresError as error:
+            usable = True  # a statement was refused, which changes nothing about its connection
+            if isinstance(error, asyncpg.UniqueViolationError):
+                raise UniqueViolationError(error.constraint_name or "") from None
             raise translate(error) from _speechless(error)
+        except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
+            raise translate(error) from error
         finally:
-            await pool.release(connection)
+            connections.release(connection, usable=usable)
         if statement_logger.isEnabledFor(logging.DEBUG):
             milliseconds = (time.perf_counter() - started) * 1_000
             statement_logger.debug(
@@ -178,47 +177,42 @@ class Pool:
             )
         return result
 
-    async def _current(self) -> asyncpg.Pool[asyncpg.Record]:
-        """Return this loop's pool, with connections that sat idle too long marked for closing."""
+    async def _current(self) -> Connections:
+        """Return this loop's connections, without those that sat idle too long."""
         if self._process_id != os.getpid():
             # After a fork the sockets are the parent's: forget them, never talk on them.
-            self._pools = WeakKeyDictionary()
+            self._by_loop = WeakKeyDictionary()
             self._process_id = os.getpid()
         now = time.time()
-        pool = self._pools.get(asyncio.get_running_loop())
-        if pool is None:
-            pool = await self._make()
+        connections = self._by_loop.get(asyncio.get_running_loop())
+        if connections is None:
+            connections = await self._make()
         # By the wall clock, since a frozen function's timers do not run.
         elif now - self._used_at > limits.POOL_IDLE_SECONDS_MAX:
-            await pool.expire_connections()
+            connections.expire()
         self._used_at = now
-        return pool
+        return connections
 
-    async def _make(self) -> asyncpg.Pool[asyncpg.Record]:
+    async def _make(self) -> Connections:
         loop = asyncio.get_running_loop()
         self._abandon_dead_loops()
         settings = self._settings
         url = settings.url
         if url is None:
             url = await self._start_embedded()
-        pool = self._pools.get(loop)
-        if pool is None:
-            pool = asyncpg.create_pool(
-                **url.connect_kwargs(),
-                ssl=tls_context(url),
-                min_size=0,
-                max_size=settings.pool_size,
-                timeout=url.connect_seconds or settings.connect_seconds,
-                command_timeout=settings.statement_seconds,
-                statement_cache_size=CACHED_STATEMENTS_MAX if settings.caches_statements else 0,
-                reset=_leave_as_it_is,
-                server_settings=(
-                    {"application_name": url.application_name} if url.application_name else None
-                ),
-            )
-            await pool  # makes it usable; with min_size=0 nothing is connected
-            pool = self._pools.setdefault(loop, pool)
-        return pool
+        connect = functools.partial(
+            asyncpg.connect,
+            **url.connect_kwargs(),
+            ssl=tls_context(url),
+            timeout=url.connect_seconds or settings.connect_seconds,
+            command_timeout=settings.statement_seconds,
+            statement_cache_size=CACHED_STATEMENTS_MAX if settings.caches_statements else 0,
+            server_settings=(
+                {"application_name": url.application_name} if url.application_name else None
+            ),
+        )
+        made = Connections(connect, most=settings.pool_size, close_seconds=settings.acquire_seconds)
+        return self._by_loop.setdefault(loop, made)
 
     async def _start_embedded(self) -> DatabaseUrl:
         from pgcontext import embedded  # noqa: PLC0415 (only who has no URL needs it)
@@ -226,32 +220,25 @@ class Pool:
         directory = Path(self._settings.data_dir) if self._settings.data_dir else None
         return parse(await embedded.start(directory))
 
-    async def _acquire(self, pool: asyncpg.Pool[asyncpg.Record]) -> Connection:
+    async def _acquire(self, connections: Connections) -> Connection:
+        settings = self._settings
         try:
-            if pool.get_idle_size():
-                # A connection is there, so nothing is waited for and no timer is needed.
-                return await pool.acquire()
-            return await pool.acquire(timeout=self._settings.acquire_seconds)
+            return await connections.acquire(settings.acquire_seconds)
+        except AllInUseError as error:
+            msg = (
+                f"No database connection became free within {settings.acquire_seconds:g} s "
+                f"({settings.pool_size} in use)."
+            )
+            raise PoolTimeoutError(msg) from error
         except TimeoutError as error:
-            if pool.get_size() >= self._settings.pool_size:
-                msg = (
-                    f"No database connection became free within {self._settings.acquire_seconds:g} "
-                    f"s ({self._settings.pool_size} in use)."
-                )
-                raise PoolTimeoutError(msg) from error
             msg = "The database could not be reached in time."
             raise _OverdueError(msg) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
             raise translate(error) from _speechless(error)
 
     def _abandon_dead_loops(self) -> None:
-        for loop in [loop for loop in self._pools if loop.is_closed()]:
-            pool = self._pools.pop(loop)
-            try:
-                pool.terminate()
-            except RuntimeError:
-                # The loop that would close the sockets is gone; they go with their transports.
-                logger.info("connections of a closed event loop were abandoned")
+        for loop in [loop for loop in self._by_loop if loop.is_closed()]:
+            self._by_loop.pop(loop).terminate()
 
 
 class _OverdueError(UnavailableError):
@@ -290,7 +277,3 @@ def translate(error: Exception) -> ContextStoreError:
 def _speechless(error: Exception) -> Exception | None:
     """Return the cause that may be shown: the server's DETAIL quotes the row that it refused."""
     return None if isinstance(error, asyncpg.PostgresError) else error
-
-
-async def _leave_as_it_is(_connection: object) -> None:
-    """Reset nothing on release: nothing was set, and a reset would cost a turn."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import inspect
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -96,10 +95,14 @@ async def family(
     """Contexts to work on over a single connection, and the list of what is sent from now on."""
     sent: list[str] = []
 
-    async def listen(connection: asyncpg.Connection) -> None:
-        connection.add_query_logger(lambda query: sent.append(query.query))
+    connect = asyncpg.connect
 
-    monkeypatch.setattr(asyncpg, "create_pool", functools.partial(asyncpg.create_pool, init=listen))
+    async def connect_and_listen(*where: Any, **how: Any) -> asyncpg.Connection:
+        connection: asyncpg.Connection = await connect(*where, **how)
+        connection.add_query_logger(lambda query: sent.append(query.query))
+        return connection
+
+    monkeypatch.setattr(asyncpg, "connect", connect_and_listen)
     store = make_store(pool_size=1, statement_cache="off")
     parent = await store.create()
     await store.append(parent.id, SAID)
@@ -135,19 +138,20 @@ async def test_nothing_stays_behind_in_a_session(
     expected = await fresh.fetchrow(SESSION)
     for _, call in ONE_STATEMENT + SEVERAL:
         await call(mine)
-    [pool] = mine.store._pool._pools.values()
-    async with pool.acquire() as connection:
-        assert await connection.fetchrow(SESSION) == expected
-        for trace in (
-            "SET jit = off",
-            "PREPARE one AS SELECT 1",
-            "SELECT pg_advisory_lock(1)",
-            "CREATE TEMPORARY TABLE one (id integer)",
-            "LISTEN one",
-        ):
-            # It would be seen.
-            before = await connection.fetchrow(SESSION)
-            await connection.execute(trace)
-            assert await connection.fetchrow(SESSION) != before
-        await connection.execute("DISCARD ALL")
+    [connections] = mine.store._pool._by_loop.values()
+    connection = await connections.acquire(1)
+    assert await connection.fetchrow(SESSION) == expected
+    for trace in (
+        "SET jit = off",
+        "PREPARE one AS SELECT 1",
+        "SELECT pg_advisory_lock(1)",
+        "CREATE TEMPORARY TABLE one (id integer)",
+        "LISTEN one",
+    ):
+        # It would be seen.
+        before = await connection.fetchrow(SESSION)
+        await connection.execute(trace)
+        assert await connection.fetchrow(SESSION) != before
+    await connection.execute("DISCARD ALL")
+    connections.release(connection, usable=True)
     await fresh.close()

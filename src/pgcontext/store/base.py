@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from pgcontext.connections import Connection
     from pgcontext.embedding import Embedder
-    from pgcontext.pool import Connection
     from pgcontext.tokens import Tokenizer
 
 Rows = list[Any]
