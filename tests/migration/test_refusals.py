@@ -219,6 +219,7 @@ def test_a_good_server_passes(caplog: pytest.LogCaptureFixture) -> None:
     """The oldest version that is supported is neither refused nor warned about."""
     preflight.refuse_server(server())
     preflight.refuse_server(server(pgvector=None, pgvector_offered="0.8.4"))
+    preflight.refuse_server(server(pgvector="0.8.5", pgvector_offered="0.7.4"))
     assert not caplog.records
 
 

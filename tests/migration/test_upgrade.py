@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import asyncpg
 import pytest
 
-from pgcontext import limits, migrate
+from pgcontext import ContextStore, Settings, limits, migrate
 from pgcontext.errors import InvalidInputError, SchemaMismatchError, UnavailableError
 from pgcontext.migrate.scripts import VERSION_TABLE
 from tests.support import DIMENSIONS
@@ -193,6 +193,30 @@ def test_schemas_of_one_database_are_apart(empty_database_url: str) -> None:
     assert differences(before, catalog(empty_database_url)) == []
     assert migrate.drop(settings=chats) == [VERSION_TABLE]
     assert migrate.status(settings=public).state == "current"
+
+
+@pytest.mark.parametrize("dimensions", [1, 3, limits.EMBEDDING_DIMENSIONS_MAX])
+@pytest.mark.parametrize("version", VERSIONS)
+def test_embeddings_of_any_length_are_stored_and_found(
+    make_database: Callable[..., str], version: int, dimensions: int
+) -> None:
+    """From one number to as many as an index can hold, in a schema of its own."""
+    url = make_database(version=version, migrated=False)
+    settings = Settings.from_env({}, url=url, schema="chats", dimensions=dimensions)
+    migrate.upgrade(settings=settings)
+
+    async def use() -> list[str | None]:
+        async with ContextStore(settings=settings) as store:
+            context = await store.create()
+            for content, sign in (("near", 1.0), ("far", -1.0)):
+                embedding = [sign] * dimensions
+                message = {"role": "user", "content": content, "embedding": embedding}
+                await store.append(context.id, message)
+            hits = await store.search([0.5] * dimensions)
+            hits += await store.search([0.5] * dimensions, context_id=context.id)
+            return [hit.message.content for hit in hits]
+
+    assert asyncio.run(use()) == ["near", "far"] * 2
 
 
 def test_the_extension_may_live_in_a_schema_of_its_own(empty_database_url: str) -> None:

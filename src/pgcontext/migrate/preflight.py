@@ -136,24 +136,7 @@ def refuse_server(server: Server) -> None:
             f"PostgreSQL {server.version} is too old: pgcontext needs "
             f"{limits.POSTGRESQL_VERSION_MIN} or newer; upgrade the server."
         )
-    package = f"postgresql-{major}-pgvector"
-    if server.pgvector is None and server.pgvector_offered is None:
-        raise ConfigError(
-            f"The server does not have pgvector: install it there (Debian: apt install {package}; "
-            "macOS: brew install pgvector; Docker: the image "
-            f"pgvector/pgvector:pg{major}), then run this again."
-        )
-    least = ".".join(map(str, limits.PGVECTOR_VERSION_MIN))
-    if _is_below(server.pgvector_offered, limits.PGVECTOR_VERSION_MIN):
-        raise ConfigError(
-            f"The server's pgvector {server.pgvector_offered} is too old: pgcontext needs {least} "
-            f"or newer; upgrade it there (Debian: apt install {package})."
-        )
-    if _is_below(server.pgvector, limits.PGVECTOR_VERSION_MIN):
-        raise ConfigError(
-            f"This database's pgvector {server.pgvector} is too old: pgcontext needs {least} or "
-            "newer; have the extension's owner run ALTER EXTENSION vector UPDATE; in it."
-        )
+    _refuse_pgvector(server, major)
     if _is_below(server.pgvector or server.pgvector_offered, limits.PGVECTOR_VERSION_ADVISED):
         logger.warning(
             "pgvector %s has defects that %s mends; upgrade it on the server and run "
@@ -161,6 +144,28 @@ def refuse_server(server: Server) -> None:
             server.pgvector or server.pgvector_offered,
             ".".join(map(str, limits.PGVECTOR_VERSION_ADVISED)),
         )
+
+
+def _refuse_pgvector(server: Server, major: int) -> None:
+    package = f"postgresql-{major}-pgvector"
+    if server.pgvector is None and server.pgvector_offered is None:
+        raise ConfigError(
+            f"The server does not have pgvector: install it there (Debian: apt install {package}; "
+            "macOS: brew install pgvector; Docker: the image "
+            f"pgvector/pgvector:pg{major}), then run this again."
+        )
+    if not _is_below(server.pgvector or server.pgvector_offered, limits.PGVECTOR_VERSION_MIN):
+        return
+    least = ".".join(map(str, limits.PGVECTOR_VERSION_MIN))
+    if _is_below(server.pgvector_offered, limits.PGVECTOR_VERSION_MIN):
+        raise ConfigError(
+            f"The server's pgvector {server.pgvector_offered} is too old: pgcontext needs {least} "
+            f"or newer; upgrade it there (Debian: apt install {package})."
+        )
+    raise ConfigError(
+        f"This database's pgvector {server.pgvector} is too old: pgcontext needs {least} or "
+        "newer; have the extension's owner run ALTER EXTENSION vector UPDATE; in it."
+    )
 
 
 def _is_below(version: str | None, least: tuple[int, ...]) -> bool:
