@@ -33,6 +33,7 @@ sys.stdout.write(done.stdout.decode().strip() + "\\n" + str(peak) + "\\n")
 
 def import_time(rounds: int = IMPORT_ROUNDS) -> Iterator[Comparison]:
     """Compare `import pgcontext` with `import asyncpg`, both over an interpreter that ends."""
+    _seconds("import pgcontext")  # leaves compiled modules behind
     pgcontext, driver, nothing = (
         statistics.median(taken)
         for taken in zip(

@@ -62,7 +62,10 @@ def run(command: list[str], **variables: str) -> str:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """Return the environment without what would lead a run to somebody's database."""
-    foreign = ("PG", *POOLED_NAMES, *UNPOOLED_NAMES)
+    """Return the environment without what would lead a run to somebody's database.
+
+    And without what changes Python: an import should not compile its source each time.
+    """
+    foreign = ("PG", "PYTHON", *POOLED_NAMES, *UNPOOLED_NAMES)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     return kept | variables
