@@ -19,7 +19,7 @@ from pgcontext.cli.doctor import inspect
 from pgcontext.cli.importing import bring_in, progress, size, source
 from pgcontext.cli.meter import Meter
 from pgcontext.cli.output import JsonOption, Output, embedded_started
-from pgcontext.cli.references import every
+from pgcontext.cli.references import every, short
 from pgcontext.cli.searching import contexts_of, found
 from pgcontext.cli.story import Story, fork_point, story_of, window_tokens
 from pgcontext.cli.trees import drawn, family, nested
@@ -109,7 +109,7 @@ class Demo:
         await self.window(context)
         await self.search(story)
         await self.delete_and_restore(context, fork)
-        self.close(story)
+        self.close(context)
 
     async def start(self) -> None:
         """Start PostgreSQL, migrate it if need be, clear away what the last demo left."""
@@ -236,13 +236,13 @@ class Demo:
             await self.call("await store.restore(fork.id)", self.store.restore(fork.id))
             self.say(lambda: drawn(self.tree))
 
-    def close(self, story: Story) -> None:
+    def close(self, context: Context) -> None:
         """Show what everything cost, and how to go on."""
         self.heading("What it cost")
         self.say(lambda: _costs(self.meter.costs))
         self.heading("Yours to look around in")
         self.say("It stays until the next demo. With no DATABASE_URL set:")
-        for command in ("tree", "list", f"search '{story.query}'"):
+        for command in ("tree", "list", f"show {short(context.id)}"):
             self.say(f"  pgcontext {command} --tenant {TENANT}")
 
     @contextmanager
