@@ -146,6 +146,7 @@ AS $function$
     FROM {schema}.messages AS m
     WHERE m.tenant_id = of_tenant
       AND m.deleted_at IS NULL
+      AND m.embedding IS NOT NULL
       AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
       AND (of_roles IS NULL OR m.role = ANY (of_roles))
       AND (since IS NULL OR m.created_at >= since)

@@ -199,6 +199,26 @@ class _TombstoneColumns(TenantMixin):
         )
 
 
+class _ApiKeyColumns(TenantMixin):
+    id: Mapped[uuid.UUID] = mapped_column(sa.Uuid, primary_key=True)
+    name: Mapped[str] = mapped_column(sa.Text)
+    scope: Mapped[str] = mapped_column(sa.Text)
+    # SHA-256 in hexadecimal. The secret itself is nowhere.
+    secret_hash: Mapped[str] = mapped_column(sa.Text)
+    created_at: Mapped[datetime] = mapped_column(
+        sa.DateTime(timezone=True), server_default=sa.func.now()
+    )
+    expires_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+    revoked_at: Mapped[datetime | None] = mapped_column(sa.DateTime(timezone=True))
+
+    @declared_attr.directive
+    def __table_args__(cls) -> tuple[Any, ...]:  # noqa: N805
+        return (
+            sa.CheckConstraint("scope IN ('read', 'write', 'admin')", name="scope"),
+            sa.CheckConstraint("length(secret_hash) = 64", name="secret_hash"),
+        )
+
+
 def build_metadata(
     dimensions: int = EMBEDDING_DIMENSIONS_DEFAULT, schema: str | None = None
 ) -> sa.MetaData:
@@ -209,7 +229,7 @@ def build_metadata(
         schema: the schema of the tables; None leaves it to the search path (`public`).
 
     Returns:
-        Metadata with the tables contexts, messages and tombstones. `create_all` also makes their
+        Metadata with the tables contexts, messages, tombstones and api_keys. `create_all` also makes their
         policies and the function; the extension `vector` has to exist.
     """
 
@@ -230,6 +250,9 @@ def build_metadata(
 
     class TombstoneRow(_TombstoneColumns, Base):
         __tablename__ = "tombstones"
+
+    class ApiKeyRow(_ApiKeyColumns, Base):
+        __tablename__ = "api_keys"
 
     _index_contexts(cast("sa.Table", ContextRow.__table__))
     _index_messages(cast("sa.Table", MessageRow.__table__), dimensions)
@@ -364,6 +387,7 @@ AS $function$
     FROM {prefix}messages AS m
     WHERE m.tenant_id = of_tenant
       AND m.deleted_at IS NULL
+      AND m.embedding IS NOT NULL
       AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
       AND (of_roles IS NULL OR m.role = ANY (of_roles))
       AND (since IS NULL OR m.created_at >= since)

@@ -1,6 +1,7 @@
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import numpy as np
 import pytest
 
@@ -153,6 +154,18 @@ async def test_messages_without_an_embedding_are_not_found_by_meaning(
     assert numbers(await store.search(axis(0), context_id=context.id)) == [1]
     assert numbers(await store.search(axis(0))) == [1]
     assert len(await store.search("apples", context_id=context.id)) == 1
+
+
+async def test_messages_without_an_embedding_are_not_found_where_no_index_is_used(
+    store: ContextStore, connection: asyncpg.Connection
+) -> None:
+    """Which messages are found does not hang on the plan: here a small tenant is sorted instead."""
+    await numbered(store.for_tenant(uuid4()), draw(300))
+    small = store.for_tenant(uuid4())
+    context_id = await numbered(small, draw(1))
+    await small.append(context_id, [user("mute"), user("mute")])
+    await connection.execute("ANALYZE messages")
+    assert numbers(await small.search(draw(1)[0])) == [0]
 
 
 async def test_an_empty_context_and_an_empty_tenant_have_no_hits(store: ContextStore) -> None:
