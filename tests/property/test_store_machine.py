@@ -593,17 +593,20 @@ class StoreMachine(RuleBasedStateMachine):
         assert side.read(diff.only_b) == side.said(only_b)
 
     async def check_text_search(self, side: Side, context_id: UUID, chance: random.Random) -> None:
-        asked = chance.sample(WORDS, 2)
+        """Every message with one of the words, each with what is shown before and after it."""
+        asked, around = chance.sample(WORDS, 2), chance.randint(0, 2)
         hits = await side.store.search(
-            " ".join(asked), context_id=context_id, mode="text", limit=200
+            " ".join(asked), context_id=context_id, mode="text", limit=200, neighbors=around
         )
-        keys = [
-            key
-            for key in side.model.history(context_id)
-            if words(side.model.said[key]) & set(asked)
-        ]
-        self.check_hits(side, hits, keys, limit=200)
-        assert all(hit.found_by == ("text",) and hit.distance is None for hit in hits)
+        view = side.model.history(context_id)
+        self.check_hits(
+            side, hits, [k for k in view if words(side.model.said[k]) & set(asked)], limit=200
+        )
+        for hit in hits:
+            assert (hit.found_by, hit.distance) == (("text",), None)
+            place = view.index((hit.message.version, hit.message.context_id))
+            before, after = view[max(0, place - around) : place], view[place + 1 :][:around]
+            assert side.read(hit.neighbors) == side.said(before + after)
 
     async def check_vector_search(
         self, side: Side, context_id: UUID, chance: random.Random
@@ -627,16 +630,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     async def check_tenant_search(self, side: Side, chance: random.Random) -> None:
         """Without a context: what the heads of the living owners show."""
+        model = side.model
+        live = [k for k in model.said if not model[k[1]].deleted and model[k[1]].view[k]]
         asked = chance.choice(WORDS)
         hits = await side.store.search(asked, mode="text", limit=200)
-        keys = [
-            key
-            for key, mapping in side.model.said.items()
-            if not side.model[key[1]].deleted
-            and side.model[key[1]].view[key]
-            and asked in words(mapping)
-        ]
-        self.check_hits(side, hits, keys, limit=200)
+        self.check_hits(side, hits, [k for k in live if asked in words(model.said[k])], limit=200)
+        query, limit = [chance.choice((-2, -1, 1, 2)) for _ in range(DIMENSIONS)], 5
+        hits = await side.store.search(query, limit=limit)
+        self.check_hits(side, hits, [k for k in live if "embedding" in model.said[k]], limit=limit)
 
     def check_hits(self, side: Side, hits: list[Hit], keys: list[Key], *, limit: int) -> None:
         """The hits are messages of `keys`, each once, as many as there are, the best first."""
