@@ -110,7 +110,7 @@ def found(hits: list[Hit], contexts: dict[UUID, Context], query: str) -> Rendera
     for number, hit in enumerate(hits, 1):
         message = hit.message
         context = contexts[message.context_id]
-        head = Text(f"{number:>2}  ", "dim")
+        head = Text().append(f"{number:>2}  ", "dim")
         head.append(printable(context.name or "(no name)"), "bold")
         head.append(f"  {short(message.context_id)} · version {message.version} · ", "dim")
         head.append(message.role, ROLE_STYLES[message.role])
@@ -125,11 +125,13 @@ def found(hits: list[Hit], contexts: dict[UUID, Context], query: str) -> Rendera
 
 
 def matching(query: str) -> re.Pattern[str]:
-    """Return a pattern for the words of a query and words with the same stem, roughly."""
-    stems = [
-        re.escape(word[: max(STEM_CHARS_MIN, len(word) - SUFFIX_CHARS)])
-        for word in re.findall(r"\w+", query)
-    ]
+    """Return a pattern for the words of a query and words with the same stem, roughly.
+
+    Short words count only where there are no others.
+    """
+    words = re.findall(r"\w+", query)
+    telling = [word for word in words if len(word) >= STEM_CHARS_MIN] or words
+    stems = [re.escape(word[: max(STEM_CHARS_MIN, len(word) - SUFFIX_CHARS)]) for word in telling]
     return re.compile(rf"\b(?:{'|'.join(stems) or '$^'})\w*", re.IGNORECASE)
 
 
