@@ -26,9 +26,14 @@ def test_the_transcripts_of_the_page_are_true(
         assert printed == documented, command
 
 
-FORKED = (
-    "$ pgcontext fork x\nInto 0badc0de.\n$ pgcontext show 0badc0de\nThis is 0badc0de, 2 messages.\n"
-)
+FORKED = """
+```console
+$ pgcontext fork x
+Into 0badc0de.
+$ pgcontext show 0badc0de
+This is 0badc0de, 2 messages.
+```
+"""
 
 
 @pytest.mark.parametrize(

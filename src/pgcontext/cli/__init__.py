@@ -1,6 +1,7 @@
 """The `pgcontext` command. Loaded by the command alone: the library never imports it."""
 
 import sys
+from importlib import import_module
 from typing import Final
 
 PACKAGES: Final = ("rich", "typer")
@@ -10,8 +11,7 @@ CONFIG_EXIT_CODE: Final = 5  # `Exit.CONFIG`, whose module may need what is miss
 def main() -> None:
     """Run the command line; the entry point of the `pgcontext` script."""
     try:
-        import rich  # noqa: F401 (it loads late, and should be missed here)
-
+        import_module("rich")  # it loads late, and should be missed here
         from pgcontext.cli.app import app
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in PACKAGES:

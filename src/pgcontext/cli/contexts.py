@@ -26,7 +26,7 @@ NOTHING: Final = "No contexts here; 'pgcontext import FILE' brings some in."
 VersionsArgument = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[VERSION...]",
+        metavar="VERSION",
         show_default=False,
         help="Messages of it: 4, or 5-7. The whole context if left out.",
     ),
@@ -35,9 +35,11 @@ VersionsArgument = Annotated[
 
 def list_contexts(
     *,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="Contexts on a page.")] = 20,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", help="Contexts on a page.")
+    ] = 20,
     cursor: Annotated[
-        str | None, typer.Option(help="Go on where a page ended; it says how.")
+        str | None, typer.Option(metavar="TEXT", help="Go on where a page ended; it says how.")
     ] = None,
     where: Annotated[
         list[str] | None,
@@ -70,7 +72,9 @@ def list_contexts(
 def show(
     reference: ContextArgument,
     *,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="The newest messages, so many.")] = 50,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", help="Messages, the newest ones.")
+    ] = 50,
     window: Annotated[
         int | None,
         typer.Option(
@@ -119,7 +123,7 @@ def fork(
     at: Annotated[
         int | None, typer.Option(metavar="VERSION", help="After this version; else at the head.")
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Its name.")] = None,
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="Its name.")] = None,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:

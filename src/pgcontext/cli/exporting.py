@@ -49,11 +49,12 @@ class Sums(msgspec.Struct):
 def export(
     references: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[CONTEXT...]", show_default=False, help="Which; else all."),
+        typer.Argument(metavar="CONTEXT", show_default=False, help="Which; else all."),
     ] = None,
     *,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The file to write; else stdout.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="The file to write; else stdout."),
     ] = None,
     backup: Annotated[
         bool,

@@ -67,12 +67,13 @@ def import_file(
     """Bring conversations in. Run it again as often as you like: nothing doubles."""
     out = Output(as_json=as_json)
 
-    async def work(binary: BinaryIO, report: Report) -> Tally:
+    async def work(binary: BinaryIO) -> Tally:
         async with opened(tenant) as store:
-            return await bring_in(store, binary, report)
+            with progress(out, size(binary)) as report:
+                return await bring_in(store, binary, report)
 
-    with out.reported(), source(file) as binary, progress(out, size(binary)) as report:
-        tally = out.run(work(binary, report))
+    with out.reported(), source(file) as binary:
+        tally = out.run(work(binary))
     out.emit(tally, text=_summary(tally))
 
 

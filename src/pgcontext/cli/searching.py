@@ -29,7 +29,9 @@ Mode = Literal["auto", "vector", "text"]
 
 
 def search(
-    query: Annotated[str, typer.Argument(help="Words to look for.", show_default=False)],
+    query: Annotated[
+        str, typer.Argument(metavar="QUERY", help="Words to look for.", show_default=False)
+    ],
     *,
     within: Annotated[
         str | None,
@@ -37,16 +39,20 @@ def search(
             "--context", "-c", metavar="CONTEXT", help="Only in what this one shows, inherited too."
         ),
     ] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", help="Hits at most.")] = 10,
+    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", help="Hits at most.")] = 10,
     mode: Annotated[Mode, typer.Option(help="By words or by meaning.")] = "auto",
-    role: Annotated[list[str] | None, typer.Option(help="Only what this role said.")] = None,
+    role: Annotated[
+        list[str] | None, typer.Option(metavar="ROLE", help="Only what this role said.")
+    ] = None,
     since: Annotated[str | None, typer.Option(metavar="TIME", help="Not older than this.")] = None,
     until: Annotated[str | None, typer.Option(metavar="TIME", help="Older than this.")] = None,
     where: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=VALUE", help="Only contexts with this in their metadata."),
     ] = None,
-    neighbors: Annotated[int, typer.Option(help="Messages to show around each hit.")] = 0,
+    neighbors: Annotated[
+        int, typer.Option(metavar="N", help="Messages to show around each hit.")
+    ] = 0,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:

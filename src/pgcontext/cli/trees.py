@@ -23,7 +23,7 @@ def tree(
     reference: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONTEXT]", show_default=False, help="Its whole family; else all contexts."
+            metavar="CONTEXT", show_default=False, help="Its whole family; else all contexts."
         ),
     ] = None,
     *,
@@ -32,7 +32,10 @@ def tree(
         typer.Option("--deleted", help="All deleted ones too, not only those with live forks."),
     ] = False,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", help="Without CONTEXT: the newest contexts, so many.")
+        int,
+        typer.Option(
+            "--limit", "-n", metavar="N", help="Without CONTEXT: the newest contexts, so many."
+        ),
     ] = 200,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
