@@ -49,7 +49,8 @@ if TYPE_CHECKING:
 STEPS_ENOUGH: Final = 2_000
 STEPS: Final = int(os.environ.get("PGCONTEXT_PROPERTY_STEPS", str(STEPS_ENOUGH)))
 STEPS_PER_EXAMPLE: Final = 60
-CONTEXTS_MAX: Final = 7
+LIVING_MAX: Final = 6  # of each tenant: after each step all of them are read
+CONTEXTS_MAX: Final = 12
 MODEL_LINES_MAX: Final = 80
 # What a walk has to have done, and to have been refused, or it has proven little.
 METHODS: Final = (
@@ -124,6 +125,9 @@ class Side:
 
     def living(self) -> list[UUID]:
         return [context_id for context_id, chat in self.model.items() if not chat.deleted]
+
+    def full(self) -> bool:
+        return len(self.living()) >= LIVING_MAX or len(self.model) >= CONTEXTS_MAX
 
     def pick(self, number: int) -> UUID:
         """Pick a context: mostly a living one, now and then one that is deleted or not there."""
@@ -215,13 +219,13 @@ class StoreMachine(RuleBasedStateMachine):
         for side in self.sides:
             self.step(side, self._create, [{"role": "user", "content": "amber", "token_count": 1}])
 
-    @precondition(lambda self: any(len(s.model) < CONTEXTS_MAX for s in self.sides))
     @rule(side=sides, batch=batches)
     def create(self, side: int, batch: list[dict[str, Any]]) -> None:
         self.step(self.sides[side], self._create, batch)
 
     async def _create(self, side: Side, batch: list[dict[str, Any]]) -> None:
-        if len(side.model) >= CONTEXTS_MAX:
+        if side.full():
+            await self._purge(side)
             return
         context = await side.store.create(name="a talk", metadata={"serial": self.serial})
         side.model[context.id] = Chat([context.id])
@@ -302,7 +306,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.step(self.sides[side], self._fork, self.sides[side].pick(pick), at)
 
     async def _fork(self, side: Side, context_id: UUID, number: int) -> None:
-        if len(side.model) >= CONTEXTS_MAX:
+        if side.full():
+            await self._purge(side)
             return
         latest = side.model.get(context_id, Chat([])).latest
         at = (
@@ -661,7 +666,7 @@ def test_the_store_behaves_as_its_model(database_url: str) -> None:
             run_state_machine_as_test(
                 StoreMachine,
                 settings=settings(
-                    max_examples=7 * STEPS // (5 * STEPS_PER_EXAMPLE),  # some are cut short
+                    max_examples=13 * STEPS // (10 * STEPS_PER_EXAMPLE),  # some are cut short
                     stateful_step_count=STEPS_PER_EXAMPLE,
                     derandomize=STEPS == STEPS_ENOUGH,
                     database=None,
