@@ -56,7 +56,7 @@ WITH RECURSIVE tree AS (
 )
 SELECT c.id
 FROM @contexts AS c
-WHERE c.tenant_id = $1 AND c.id IN (SELECT tree.id FROM tree)
+WHERE c.tenant_id = $1 AND c.id = ANY (ARRAY(SELECT tree.id FROM tree)) -- by key, not by hash
 ORDER BY c.id
 FOR UPDATE
 """)
@@ -236,8 +236,12 @@ candidate AS (
 keeper AS (
     SELECT b.*
     FROM (@below_as_viewers) AS b
-    JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = b.id
     CROSS JOIN cutoff
+    CROSS JOIN LATERAL (
+        SELECT c.deleted_at, c.expires_at FROM @contexts AS c
+        WHERE c.tenant_id = $1 AND c.id = b.id
+        LIMIT 1
+    ) AS c
     WHERE b.id <> b.root
       AND (c.deleted_at <= cutoff.moment) IS NOT TRUE
       AND (c.expires_at <= cutoff.moment) IS NOT TRUE
@@ -277,7 +281,8 @@ counted AS (
 cleared AS (
     DELETE FROM @tombstones AS t
     USING removed AS r
-    WHERE t.tenant_id = $1 AND t.context_id = r.context_id AND t.version = r.version
+    WHERE t.tenant_id = $1 AND t.context_id = ANY ($3::text[]::uuid[])
+      AND t.context_id = r.context_id AND t.version = r.version
 )
 SELECT count(*) AS messages FROM removed
 """)
