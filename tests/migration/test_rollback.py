@@ -15,7 +15,8 @@ from uuid import UUID
 
 import pytest
 
-from pgcontext import ContextStore, Settings, migrate
+from pgcontext import ContextStore, Settings, limits, migrate
+from pgcontext.schema import metadata
 from tests.support import DIMENSIONS
 from tests.support.catalog import catalog, differences
 from tests.support.migrations import VERSIONS, as_role, execute, fetch, programs, settings_of
@@ -27,13 +28,15 @@ ROOT: Final = Path(__file__).parents[2]
 ROLE: Final = "pgcontext_test_owner"
 TENANTS: Final = (UUID(int=0), UUID(int=0xB))
 
-# A second migration, as a later version of pgcontext may bring it.
-SECOND: Final = '''"""Rate messages."""
+HEAD: Final = limits.SCHEMA_REVISION
+NEXT: Final = f"{int(HEAD) + 1:04}"
+# A migration as a later version of pgcontext may bring it.
+LATER: Final = f'''"""Rate messages."""
 
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "{NEXT}"
+down_revision = "{HEAD}"
 
 
 def upgrade() -> None:
@@ -114,18 +117,14 @@ async def fill_tenant(store: ContextStore) -> None:
     await store.erase(gone.id)
 
 
-# Every row, every column as text.
-ROWS: Final = {
-    "contexts": "SELECT to_jsonb(c)::text FROM contexts AS c ORDER BY 1",
-    "messages": "SELECT to_jsonb(m)::text FROM messages AS m ORDER BY 1",
-    "tombstones": "SELECT to_jsonb(t)::text FROM tombstones AS t ORDER BY 1",
-}
-
-
 def snapshot(url: str) -> dict[str, list[str]]:
-    """Every row of every table; each table has some."""
-    found = {table: [row[0] for row in fetch(url, query)] for table, query in ROWS.items()}
-    assert all(found.values())
+    """Every row of every table, every column as text; each table has some."""
+    query = "SELECT to_jsonb(t)::text FROM @table AS t ORDER BY 1"
+    found = {
+        table: [row[0] for row in fetch(url, query.replace("@table", table))]
+        for table in metadata.tables
+    }
+    assert all(found.values()), found.keys()
     return found
 
 
@@ -163,6 +162,11 @@ def filled_url(make_owned: Callable[[], str]) -> str:
     url = make_owned()
     migrate.upgrade(settings=settings_of(url))
     asyncio.run(fill(url))
+    execute(
+        url,
+        "INSERT INTO api_keys (id, name, scope, secret_hash)"
+        " VALUES (gen_random_uuid(), 'deploy', 'read', repeat('a', 64))",
+    )
     return url
 
 
@@ -170,12 +174,12 @@ def test_undoing_a_migration_keeps_every_row(filled_url: str, version: int, tmp_
     """All that the former revision knows is as it was; what was written since stays."""
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "migrations", tmp_path / "migrations")
-    (tmp_path / "migrations" / "versions" / "0002_rate_messages.py").write_text(SECOND)
+    (tmp_path / "migrations" / "versions" / f"{NEXT}_rate_messages.py").write_text(LATER)
     variables = {"DATABASE_URL": filled_url, "PYTHONPATH": str(tmp_path / "src")}
     before, described = snapshot(filled_url), catalog(filled_url)
 
     shell("pgcontext db migrate", version, tmp_path, **variables)
-    assert migrate.status(settings=settings_of(filled_url)).revision == "0002"
+    assert migrate.status(settings=settings_of(filled_url)).revision == NEXT
     execute(
         filled_url,
         "UPDATE messages SET rating = 5",
@@ -185,7 +189,7 @@ def test_undoing_a_migration_keeps_every_row(filled_url: str, version: int, tmp_
 
     [script] = commands(1)
     said = shell(script, version, tmp_path, **variables)
-    assert "The database is at revision 0001." in said
+    assert f"The database is at revision {HEAD}." in said
     assert snapshot(filled_url) == before
     assert differences(described, catalog(filled_url)) == []
 
@@ -194,7 +198,9 @@ def test_undoing_the_first_migration_leaves_the_extension(
     filled_url: str, version: int, tmp_path: Path
 ) -> None:
     """With the first migration all rows go, as the page says; migrating again starts anew."""
-    shell(commands(1)[0], version, tmp_path, DATABASE_URL=filled_url)
+    [script] = commands(1)
+    script = script.replace("rollback", f"rollback {len(migrate.revisions())}")
+    shell(script, version, tmp_path, DATABASE_URL=filled_url)
     assert catalog(filled_url) == {}
     assert fetch(filled_url, "SELECT FROM pg_extension WHERE extname = 'vector'")
     migrate.upgrade(settings=settings_of(filled_url))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What crosses the wire without a look-up of types on each new connection.
 PLAIN_TYPES: Final = {
     *("bool", "float4", "float8", "int4", "int8", "json", "jsonb", "numeric", "text", "text[]"),
-    *("timestamptz", "uuid"),
+    *("timestamptz", "uuid", "varchar"),
 }
 # How the database says what a model's field holds.
 TYPES: Final[dict[Any, set[str]]] = {
