@@ -5,7 +5,7 @@ A value above a bound is refused with `LimitExceededError`; nothing is ever clam
 
 from typing import Final
 
-SCHEMA_REVISION: Final = "0001"
+SCHEMA_REVISION: Final = "0002"
 """The Alembic revision this version of the code is written against (the head of migrations/)."""
 
 # What a caller may hand in.
@@ -42,6 +42,17 @@ SEARCH_HITS_MAX: Final = 200
 SEARCH_NEIGHBORS_MAX: Final = 20
 PURGE_AGE_DAYS_MAX: Final = 36_500
 PURGE_ROWS_PER_STATEMENT_MAX: Final = 10_000
+
+# API keys, and what a request over HTTP may bring.
+KEY_CHARS_MAX: Final = 256
+KEYS_LISTED_COUNT_MAX: Final = 10_000
+KEYS_REMEMBERED_COUNT_MAX: Final = 10_000
+KEY_CACHE_SECONDS_DEFAULT: Final = 30.0
+KEY_CACHE_SECONDS_MAX: Final = 300.0
+KEY_GRACE_SECONDS_MAX: Final = 30 * 86_400
+REQUEST_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
+REQUEST_QUERY_BYTES_MAX: Final = 64 * 1024
+RETRY_AFTER_SECONDS: Final = 2
 
 # Embeddings. pgvector indexes `halfvec` up to 4,000 dimensions.
 EMBEDDING_DIMENSIONS_DEFAULT: Final = 1_536

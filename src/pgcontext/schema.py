@@ -229,8 +229,8 @@ def build_metadata(
         schema: the schema of the tables; None leaves it to the search path (`public`).
 
     Returns:
-        Metadata with the tables contexts, messages, tombstones and api_keys. `create_all` also makes their
-        policies and the function; the extension `vector` has to exist.
+        Metadata with the tables contexts, messages, tombstones and api_keys. `create_all` also
+        makes their policies and the function; the extension `vector` has to exist.
     """
 
     class Base(DeclarativeBase):
@@ -251,7 +251,7 @@ def build_metadata(
     class TombstoneRow(_TombstoneColumns, Base):
         __tablename__ = "tombstones"
 
-    class ApiKeyRow(_ApiKeyColumns, Base):
+    class ApiKeyRow(_ApiKeyColumns, Base):  # pyright: ignore[reportUnusedClass] # it registers
         __tablename__ = "api_keys"
 
     _index_contexts(cast("sa.Table", ContextRow.__table__))

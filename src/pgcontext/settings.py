@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from uuid import UUID
 
 import msgspec
 
@@ -28,6 +29,9 @@ UNPOOLED_NAMES: Final = (
 )
 TLS_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
 POOLERS: Final = ("transaction", "session", "direct")
+AUTHS: Final = ("keys", "authorizer", "none")
+SCOPES: Final = ("read", "write", "admin")
+ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -49,6 +53,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         acquire_seconds: how long to wait for a free connection.
         statement_seconds: how long to wait for a statement.
         connect_seconds: how long to wait for a connection to be made.
+        auth: who may come in over HTTP: with an API key, with the claims of an authorizer in front
+            of the function, or anybody on this machine.
+        auth_tenant: JSON pointer into an event's requestContext to the claim that names the tenant.
+        auth_tenants: tenants by the value of that claim, where the value is no tenant's UUID.
+        auth_scope: what callers with claims may do: read, write or admin, or a JSON pointer to the
+            claim that says so.
+        key_cache_seconds: how long a key that was looked up is remembered, and so how long one that
+            is revoked may go on.
+        cors_origins: whose web pages may call; "*" for all.
         data_dir: where the embedded PostgreSQL lives; None for the user's data directory.
         in_function: this process is a serverless function.
     """
@@ -67,6 +80,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     acquire_seconds: float = limits.ACQUIRE_SECONDS_MAX
     statement_seconds: float = limits.STATEMENT_SECONDS_MAX
     connect_seconds: float = limits.CONNECT_SECONDS_MAX
+    auth: Literal["keys", "authorizer", "none"] = "keys"
+    auth_tenant: str | None = None
+    auth_tenants: dict[str, UUID] = {}
+    auth_scope: str = "read"
+    key_cache_seconds: float = limits.KEY_CACHE_SECONDS_DEFAULT
+    cors_origins: tuple[str, ...] = ()
     data_dir: str | None = None
     in_function: bool = False
 
@@ -94,6 +113,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "acquire_seconds": _seconds(env, "PGCONTEXT_ACQUIRE_SECONDS"),
             "statement_seconds": _seconds(env, "PGCONTEXT_STATEMENT_SECONDS"),
             "connect_seconds": _seconds(env, "PGCONTEXT_CONNECT_SECONDS"),
+            "auth": _choice(env, "PGCONTEXT_AUTH", AUTHS),
+            "auth_tenant": env.get("PGCONTEXT_AUTH_TENANT") or None,
+            "auth_tenants": _tenants(env, "PGCONTEXT_AUTH_TENANTS"),
+            "auth_scope": env.get("PGCONTEXT_AUTH_SCOPE") or None,
+            "key_cache_seconds": _seconds(env, "PGCONTEXT_KEY_CACHE_SECONDS"),
+            "cors_origins": tuple(env.get("PGCONTEXT_CORS_ORIGINS", "").replace(",", " ").split()),
             "data_dir": env.get("PGCONTEXT_DATA_DIR") or None,
             "in_function": _in_function(env),
             "url": _first(env, POOLED_NAMES),
@@ -122,6 +147,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msg = "PGCONTEXT_SCHEMA must be lower-case letters, digits and underscores."
             raise ConfigError(msg)
         self._check_pool()
+        self._check_http()
         if self.url is not None and self.in_function:
             self._check_function(self.url)
         return self
@@ -137,6 +163,23 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 f"PGCONTEXT_POOL_SIZE must be 1 to {most}: a function's connections multiply with "
                 "its concurrency. More are accepted only for a direct connection outside functions."
             )
+            raise ConfigError(msg)
+
+    def _check_http(self) -> None:
+        if self.auth == "authorizer" and not (self.auth_tenant or "").startswith("/"):
+            msg = (
+                "PGCONTEXT_AUTH=authorizer needs PGCONTEXT_AUTH_TENANT, a JSON pointer into the "
+                "event's requestContext, such as /authorizer/jwt/claims/tenant_id."
+            )
+            raise ConfigError(msg)
+        if self.auth_scope not in SCOPES and not self.auth_scope.startswith("/"):
+            msg = "PGCONTEXT_AUTH_SCOPE must be read, write, admin, or a JSON pointer to the claim."
+            raise ConfigError(msg)
+        if self.key_cache_seconds > limits.KEY_CACHE_SECONDS_MAX:
+            msg = f"PGCONTEXT_KEY_CACHE_SECONDS must be at most {limits.KEY_CACHE_SECONDS_MAX:g}."
+            raise ConfigError(msg)
+        if not all(ORIGIN.fullmatch(origin) for origin in self.cors_origins):
+            msg = "PGCONTEXT_CORS_ORIGINS must be origins such as https://app.example.com, or *."
             raise ConfigError(msg)
 
     def _check_function(self, url: DatabaseUrl) -> None:
@@ -229,6 +272,17 @@ def _seconds(env: Mapping[str, str], name: str) -> float | None:
         msg = f"{name} must be a number of seconds above 0."
         raise ConfigError(msg)
     return float(value)
+
+
+def _tenants(env: Mapping[str, str], name: str) -> dict[str, UUID] | None:
+    value = env.get(name) or None
+    if value is None:
+        return None
+    try:
+        return msgspec.json.decode(value, type=dict[str, UUID])
+    except msgspec.DecodeError:
+        msg = f"{name} must be a JSON object that gives each claim the UUID of its tenant."
+        raise ConfigError(msg) from None
 
 
 def _in_function(env: Mapping[str, str]) -> bool:

@@ -27,9 +27,6 @@ WITH tables AS (
 TABLE: Final = re.compile(r"\b(?:FROM|JOIN|USING|UPDATE|INTO)\s+@\w+")
 REFERENCE: Final = re.compile(r"\b(?:FROM|JOIN|USING)\s+@(\w+)(?:\s+AS\s+(\w+))?")
 
-# The function is told its tenant, and the migrations' own table has none.
-TENANTLESS: Final = {"nearest", "revisions"}
-
 
 def offenders(url: str, query: str) -> list[str]:
     """What breaks a rule, by name."""

@@ -92,6 +92,8 @@ _OBJECTS: Final = {
     "@messages": "messages",
     "@tombstones": "tombstones",
     "@nearest": "pgcontext_nearest",
+    "@api_keys": "api_keys",
+    "@revisions": "pgcontext_alembic_version",
 }
 
 

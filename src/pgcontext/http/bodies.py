@@ -1,0 +1,251 @@
+"""What requests bring and answers hold, beyond the store's own models.
+
+Fields are named as the arguments of the store's methods. An unknown field is refused: it may be a
+typing error. What a field may hold is checked by the store, so only its form is checked here.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
+from uuid import UUID
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from pgcontext import limits
+from pgcontext.models import Json, Role
+
+T = TypeVar("T")
+
+# Query parameters that may stand several times, and those whose text is JSON.
+REPEATED: Final = frozenset({"roles"})
+AS_JSON: Final = frozenset({"metadata"})
+
+Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
+Name: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)]
+Version: TypeAlias = Annotated[int, Meta(ge=0, le=limits.VERSION_MAX)]
+Versions: TypeAlias = Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1)]
+
+
+class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """No parameters, or no body."""
+
+
+class NewContext(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A context to make.
+
+    Attributes:
+        name: a label for people.
+        metadata: a JSON object, to filter by.
+        expires_at: from then on a purge may remove it.
+        id: chosen by the caller, so that making it twice is noticed.
+    """
+
+    name: Name | None = None
+    metadata: Json | None = None
+    expires_at: Moment | None = None
+    id: UUID | None = None
+
+
+class ContextChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to change of a context; what is left out stays.
+
+    Attributes:
+        name: null removes it.
+        metadata: replaces the whole object; null empties it.
+        expires_at: null removes it.
+    """
+
+    name: Name | UnsetType | None = UNSET
+    metadata: Json | UnsetType | None = UNSET
+    expires_at: Moment | UnsetType | None = UNSET
+
+
+class NewMessages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Messages to append, all or none.
+
+    Attributes:
+        messages: one message or several, in the chat-completions form: role, content, tool_calls,
+            tool_call_id, name; further fields are kept. The fields id, model, token_count,
+            embedding and embedding_model are the store's own.
+        expected_version: append only if the context's latest_version is this.
+        embed: true embeds now, "later" leaves it to a worker, false leaves it.
+    """
+
+    messages: list[Json] | Json
+    expected_version: Version | None = None
+    embed: bool | Literal["later"] | None = None
+
+
+class SomeVersions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Versions of messages, in the context's view."""
+
+    versions: Versions
+
+
+class NewFork(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A fork to make.
+
+    Attributes:
+        at_version: the last version to inherit; null is the head, 0 nothing.
+        name: of the fork.
+        metadata: of the fork; it does not inherit its parent's.
+        id: chosen by the caller, so that making it twice is noticed.
+    """
+
+    at_version: Version | None = None
+    name: Name | None = None
+    metadata: Json | None = None
+    id: UUID | None = None
+
+
+class Merge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where to merge to.
+
+    Attributes:
+        into: the context that the messages are appended to.
+        rebase: append them even if it has gone on since.
+    """
+
+    into: UUID
+    rebase: bool = False
+
+
+class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to search for.
+
+    Attributes:
+        query: words, or an embedding.
+        context_id: search what the history of this context shows; null searches all contexts.
+        limit: hits at most.
+        mode: vector searches by meaning, text by words; auto takes what the query is.
+        roles: only these roles.
+        since: only messages stored at or after this moment.
+        until: only messages stored before this moment.
+        metadata: only contexts whose metadata contains this.
+        model: only messages written by this model.
+        max_distance: only hits at most this cosine distance away.
+        neighbors: messages to give with each hit, on each side.
+        diversity: thin hits that say the same: 0 not at all, 1 as much as possible.
+        at_version: with context_id: only up to this version.
+    """
+
+    query: Annotated[str, Meta(min_length=1, max_length=limits.QUERY_CHARS_MAX)] | list[float]
+    context_id: UUID | None = None
+    limit: Annotated[int, Meta(ge=1)] = 10
+    mode: Literal["auto", "vector", "text"] = "auto"
+    roles: list[Role] | None = None
+    since: Moment | None = None
+    until: Moment | None = None
+    metadata: Json | None = None
+    model: str | None = None
+    max_distance: float | None = None
+    neighbors: Annotated[int, Meta(ge=0)] = 0
+    diversity: float | None = None
+    at_version: Version | None = None
+
+
+class Purge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to remove for good.
+
+    Attributes:
+        older_than_seconds: what was deleted or had expired that long ago; 0 is everything deleted.
+    """
+
+    older_than_seconds: Annotated[float, Meta(ge=0, le=limits.PURGE_AGE_DAYS_MAX * 86_400.0)]
+
+
+class Erasure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What to forget.
+
+    Attributes:
+        versions: which messages; null is all that the context wrote itself, its name and metadata.
+    """
+
+    versions: Versions | None = None
+
+
+class Deleted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Whether to show a deleted one too."""
+
+    include_deleted: bool = False
+
+
+class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which contexts to list.
+
+    Attributes:
+        limit: contexts at most.
+        cursor: the next_cursor of the page before.
+        metadata: only contexts whose metadata contains this, as JSON.
+        include_deleted: soft-deleted ones too.
+    """
+
+    limit: Annotated[int, Meta(ge=1)] = 50
+    cursor: str | None = None
+    metadata: Json | None = None
+    include_deleted: bool = False
+
+
+class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which messages to read.
+
+    Attributes:
+        at_version: nothing above this version.
+        before: only versions below this; with the first version of a page, the page before it.
+        after: only versions above this, the oldest of them first; 0 is from the start.
+        limit: messages at most.
+        roles: only these roles; give it several times for several.
+        include_deleted: also what this context hid, with deleted_at set.
+    """
+
+    at_version: Version | None = None
+    before: Version | None = None
+    after: Version | None = None
+    limit: Annotated[int, Meta(ge=1)] = 100
+    roles: list[Role] | None = None
+    include_deleted: bool = False
+
+
+class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many tokens there is room for.
+
+    Attributes:
+        max_tokens: the newest messages that fit into this.
+        at_version: nothing above this version.
+    """
+
+    max_tokens: Annotated[int, Meta(ge=0, le=limits.VERSION_MAX)]
+    at_version: Version | None = None
+
+
+class Depth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which forks: with recursive, forks of forks too."""
+
+    recursive: bool = False
+
+
+class Other(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The context to compare with."""
+
+    other: UUID
+
+
+class Items(msgspec.Struct, Generic[T], frozen=True):
+    """All that was asked for."""
+
+    items: list[T]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """The process answers."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Readiness(msgspec.Struct, frozen=True):
+    """The database answers and is migrated; to which revision."""
+
+    revision: str
+    status: Literal["ready"] = "ready"
