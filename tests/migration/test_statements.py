@@ -44,6 +44,15 @@ MESSAGES: Final = {
     *("SEARCH_CONTEXT_TEXT", "SEARCH_CONTEXT_VECTOR"),
     *("SEARCH_TENANT_TEXT", "SEARCH_TENANT_VECTOR"),
 }
+# What the statements about API keys return; of a secret not even the hash, but to compare it.
+API_KEY: Final = {
+    "id": "uuid",
+    "name": "text",
+    "scope": "text",
+    "created_at": "timestamptz",
+    "expires_at": "timestamptz",
+    "revoked_at": "timestamptz",
+}
 # What the others return, and what makes no model of it looks at.
 OTHERS: Final = {
     "APPEND": {"base": "int8", "created_at": "timestamptz"},
@@ -59,10 +68,16 @@ OTHERS: Final = {
         "pgvector_offered": "text",
         "dimensions": "int4",
     },
+    "KEY_CREATE": API_KEY,
+    "KEY_LIST": API_KEY,
+    "KEY_LOOK_UP": {"scope": "text", "secret_hash": "text", "seconds_left": "float8"},
+    "KEY_REVOKE": API_KEY,
+    "KEY_ROTATE": API_KEY,
     "LOCK": {"id": "uuid"},
     "LOCK_TREES": {"id": "uuid"},
     "PURGE_CONTEXTS": {"contexts": "int8"},
     "PURGE_MESSAGES": {"messages": "int8"},
+    "REVISION": {"revision": "text"},
     "PURGE_OWNERS": {"id": "uuid"},
 }
 
