@@ -126,6 +126,7 @@ RETRYABLE_SQLSTATES: Final = frozenset(
     {
         "40001",  # serialization_failure
         "40P01",  # deadlock_detected
+        "53100",  # disk_full, until somebody makes room
         "53300",  # too_many_connections
         "55P03",  # lock_not_available
         "57014",  # query_canceled (a statement timeout)

@@ -99,6 +99,7 @@ def test_a_missing_message_names_its_versions_in_bounded_length() -> None:
     [
         ("40001", errors.UnavailableError),
         ("40P01", errors.UnavailableError),
+        ("53100", errors.UnavailableError),
         ("53300", errors.UnavailableError),
         ("55P03", errors.UnavailableError),
         ("57014", errors.UnavailableError),
