@@ -79,8 +79,10 @@ KEPT: Final[LiteralString] = _NOT_HIDDEN.replace(
     "(t.context_id <> l.id OR t.created_at <= (SELECT cutoff.moment FROM cutoff))",
 )
 
-# The versions of `l` that a statement looks at.
-OF_SEGMENT: Final[LiteralString] = """m.tenant_id = $1 AND m.context_id = l.id
+# The versions of `l` that a statement looks at. Where there are none, as in a fork that wrote
+# nothing, the index is not asked either.
+OF_SEGMENT: Final[LiteralString] = """greatest(l.lo, l.floor) < l.hi
+        AND m.tenant_id = $1 AND m.context_id = l.id
         AND m.version > greatest(l.lo, l.floor) AND m.version <= l.hi"""
 
 VIEWER_COLUMNS: Final[LiteralString] = """c.id, c.parent_id, c.fork_version, c.fork_revision,
