@@ -8,8 +8,10 @@ is given back as it was taken, and one of which that isn't known is closed.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -29,17 +31,26 @@ class Connections:
     Args:
         connect: opens one.
         most: how many there may be at once.
+        idle_seconds: for how long one that nobody used is still trusted. By the wall clock, since
+            while a function is frozen no other goes on; one that was set back is not trusted.
         close_seconds: how long a graceful end may take.
     """
 
     def __init__(
-        self, connect: Callable[[], Awaitable[Connection]], *, most: int, close_seconds: float
+        self,
+        connect: Callable[[], Awaitable[Connection]],
+        *,
+        most: int,
+        idle_seconds: float,
+        close_seconds: float,
     ) -> None:
         self._connect = connect
         self._most = most
+        self._idle_seconds = idle_seconds
         self._close_seconds = close_seconds
         self._turns = asyncio.Semaphore(most)  # first come, first served
-        self._idle: list[Connection] = []  # the last used at the end
+        # Each with the moment it came back; the last used at the end.
+        self._idle: deque[tuple[Connection, float]] = deque()
         self._opened: set[Connection] = set()
         self._closing: set[asyncio.Task[None]] = set()
 
@@ -58,8 +69,9 @@ class Connections:
         else:
             await self._turns.acquire()  # at once, so no timer is needed
         try:
+            self._drop_stale()
             while self._idle:
-                connection = self._idle.pop()
+                connection, _ = self._idle.pop()
                 if not connection.is_closed():
                     return connection
                 self._opened.discard(connection)
@@ -79,19 +91,12 @@ class Connections:
                 on it is cancelled; until that is done it counts as one of those in use.
         """
         if usable and not connection.is_closed():
-            self._idle.append(connection)
+            self._idle.append((connection, time.time()))
             self._turns.release()
         else:
             task = asyncio.get_running_loop().create_task(self._discard(connection))
             self._closing.add(task)
             task.add_done_callback(self._closing.discard)
-
-    def expire(self) -> None:
-        """Drop those that nobody uses right now."""
-        while self._idle:
-            connection = self._idle.pop()
-            connection.terminate()
-            self._opened.discard(connection)
 
     async def aclose(self) -> None:
         """Close all; those in use have `close_seconds` to come back."""
@@ -100,7 +105,7 @@ class Connections:
                 for _ in range(self._most):
                     await self._turns.acquire()
                 while self._idle:
-                    await self._discard(self._idle.pop())
+                    await self._discard(self._idle.pop()[0])
         except TimeoutError:
             pass  # what did not come back is cut off
         finally:
@@ -108,10 +113,16 @@ class Connections:
 
     def terminate(self) -> None:
         """Cut all of them off; also when their event loop is closed."""
+        self._idle.clear()
         while self._opened:
-            # Without a loop that would close its socket, a connection ends when it is forgotten.
-            with suppress(RuntimeError):
-                self._opened.pop().terminate()
+            _cut(self._opened.pop())
+
+    def _drop_stale(self) -> None:
+        now = time.time()
+        while self._idle and not 0 <= now - self._idle[0][1] <= self._idle_seconds:
+            connection, _ = self._idle.popleft()
+            self._opened.discard(connection)
+            _cut(connection)
 
     async def _discard(self, connection: Connection) -> None:
         try:
@@ -120,3 +131,18 @@ class Connections:
         finally:
             self._opened.discard(connection)
             self._turns.release()
+
+
+def _cut(connection: Connection) -> None:
+    """End a connection without a word to the server."""
+    transport: Any = getattr(connection, "_transport", None)
+    try:
+        connection.terminate()
+    except RuntimeError:
+        # Its event loop is closed, which would have closed the socket in its next turn.
+        secured = getattr(transport, "_ssl_protocol", None)
+        transport = transport if secured is None else secured._transport  # noqa: SLF001
+        lose = getattr(transport, "_call_connection_lost", None)
+        if lose is not None:  # other loops than asyncio's close their sockets themselves
+            with suppress(RuntimeError):
+                lose(None)

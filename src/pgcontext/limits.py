@@ -68,6 +68,8 @@ STATEMENT_SECONDS_MAX: Final = 30.0
 ATTEMPTS_MAX: Final = 4
 BACKOFF_SECONDS_BASE: Final = 0.05
 BACKOFF_SECONDS_MAX: Final = 2.0
+CLOSE_SECONDS_MAX: Final = 2.0
+SLOW_STATEMENT_SECONDS: Final = 1.0
 
 # The oldest server and extension the statements are written for.
 POSTGRESQL_VERSION_MIN: Final = 15

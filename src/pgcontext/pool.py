@@ -15,13 +15,15 @@ import os
 import random
 import ssl
 import time
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import asyncpg
 
-from pgcontext import limits
+from pgcontext import limits, tracing
 from pgcontext.connections import AllInUseError, Connections
 from pgcontext.errors import (
     ConfigError,
@@ -34,7 +36,7 @@ from pgcontext.tls import tls_context
 from pgcontext.url import parse
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Generator
 
     from pgcontext.connections import Connection
     from pgcontext.settings import Settings
@@ -75,7 +77,7 @@ class Pool:
             WeakKeyDictionary()
         )
         self._process_id = os.getpid()
-        self._used_at = time.time()
+        self._of_parents: list[object] = []
 
     async def fetch(self, statement: str, *args: object) -> tuple[list[asyncpg.Record], bool]:
         """Send one statement.
@@ -119,79 +121,76 @@ class Pool:
     async def _attempt(
         self, once: Callable[[Connection], Awaitable[T]], statement: str
     ) -> tuple[T, bool]:
-        retried = False
-        for attempt in range(1, limits.ATTEMPTS_MAX + 1):
-            try:
-                return await self._once(once, statement), retried
-            except UniqueViolationError as error:
-                error.retried = retried
-                raise
-            except UnavailableError as error:
-                if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
+        name = statement_name(statement)
+        with tracing.span(name) as span:
+            for attempt in range(1, limits.ATTEMPTS_MAX + 1):
+                try:
+                    return await self._once(once, name), attempt > 1
+                except UniqueViolationError as error:
+                    # The reply of an earlier try may have been lost after the commit.
+                    error.retried = attempt > 1
                     raise
-                # The reply may have been lost after the commit.
-                retried = True
-                pause = _backoff_seconds(attempt)
-                logger.info(
-                    "%s failed (SQLSTATE %s), trying again in %.2f s",
-                    statement_name(statement),
-                    error.sqlstate,
-                    pause,
-                )
-                await asyncio.sleep(pause)
-                if self._settings.url is None:
-                    await self._start_embedded()  # it may have crashed, and nobody else starts it
+                except UnavailableError as error:
+                    if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
+                        raise
+                    await self._pause(name, error, attempt)
+                    tracing.retried(span, attempt + 1)
         raise AssertionError  # pragma: no cover (the loop returns or raises)
 
-    async def _once(self, once: Callable[[Connection], Awaitable[T]], statement: str) -> T:
+    async def _pause(self, name: str, error: UnavailableError, attempt: int) -> None:
+        pause = _left(_backoff_seconds(attempt))
+        logger.info(
+            "%s failed (SQLSTATE %s), trying again in %.2f s",
+            name,
+            error.sqlstate,
+            pause,
+            extra={
+                "event": "retry",
+                "statement": name,
+                "sqlstate": error.sqlstate,
+                "attempt": attempt,
+            },
+        )
+        await asyncio.sleep(pause)
+        if self._settings.url is None:
+            await self._start_embedded()  # it may have crashed, and nobody else starts it
+
+    async def _once(self, once: Callable[[Connection], Awaitable[T]], name: str) -> T:
         connections = await self._current()
-        connection = await self._acquire(connections)
+        connection = await self._acquire(connections, name)
         started = time.perf_counter()
         usable = False
         try:
-            result = await once(connection)
+            result = await _in_time(once(connection))
             usable = True
         except TimeoutError as error:
             # Not tried again: the time the caller gave for it is used up.
             msg = (
-                f"The database did not answer within {self._settings.statement_seconds:g} s; "
-                "whether it did the work is not known."
+                "The database did not answer in time (PGCONTEXT_STATEMENT_SECONDS, or what the "
+                "caller left for it); whether it did the work is not known."
             )
             raise _OverdueError(msg) from error
         except asyncpg.PostgresError as error:
             usable = True  # a statement was refused, which changes nothing about its connection
             if isinstance(error, asyncpg.UniqueViolationError):
                 raise UniqueViolationError(error.constraint_name or "") from None
+            _log_refusal(name, error.sqlstate)
             raise translate(error) from _speechless(error)
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             raise translate(error) from error
         finally:
             connections.release(connection, usable=usable)
-        if statement_logger.isEnabledFor(logging.DEBUG):
-            milliseconds = (time.perf_counter() - started) * 1_000
-            statement_logger.debug(
-                "%s took %.2f ms",
-                statement_name(statement),
-                milliseconds,
-                extra={"statement": statement_name(statement), "milliseconds": milliseconds},
-            )
+        _log_duration(name, (time.perf_counter() - started) * 1_000)
         return result
 
     async def _current(self) -> Connections:
-        """Return this loop's connections, without those that sat idle too long."""
+        """Return this loop's connections."""
         if self._process_id != os.getpid():
-            # After a fork the sockets are the parent's: forget them, never talk on them.
+            # After a fork the sockets are the parent's too: keep them, and never touch them.
+            self._of_parents.append(dict(self._by_loop))
             self._by_loop = WeakKeyDictionary()
             self._process_id = os.getpid()
-        now = time.time()
-        connections = self._by_loop.get(asyncio.get_running_loop())
-        if connections is None:
-            connections = await self._make()
-        # By the wall clock, since a frozen function's timers do not run.
-        elif now - self._used_at > limits.POOL_IDLE_SECONDS_MAX:
-            connections.expire()
-        self._used_at = now
-        return connections
+        return self._by_loop.get(asyncio.get_running_loop()) or await self._make()
 
     async def _make(self) -> Connections:
         loop = asyncio.get_running_loop()
@@ -200,18 +199,20 @@ class Pool:
         url = settings.url
         if url is None:
             url = await self._start_embedded()
-        connect = functools.partial(
-            asyncpg.connect,
+        arguments: dict[str, Any] = {
             **url.connect_kwargs(),
-            ssl=tls_context(url),
-            timeout=url.connect_seconds or settings.connect_seconds,
-            command_timeout=settings.statement_seconds,
-            statement_cache_size=CACHED_STATEMENTS_MAX if settings.caches_statements else 0,
-            server_settings=(
-                {"application_name": url.application_name} if url.application_name else None
-            ),
+            "ssl": tls_context(url),
+            "command_timeout": settings.statement_seconds,
+            "statement_cache_size": CACHED_STATEMENTS_MAX if settings.caches_statements else 0,
+        }
+        if url.application_name:
+            arguments["server_settings"] = {"application_name": url.application_name}
+        made = Connections(
+            functools.partial(_connect, arguments, url.connect_seconds or settings.connect_seconds),
+            most=settings.pool_size,
+            idle_seconds=limits.POOL_IDLE_SECONDS_MAX,
+            close_seconds=limits.CLOSE_SECONDS_MAX,
         )
-        made = Connections(connect, most=settings.pool_size, close_seconds=settings.acquire_seconds)
         return self._by_loop.setdefault(loop, made)
 
     async def _start_embedded(self) -> DatabaseUrl:
@@ -220,20 +221,27 @@ class Pool:
         directory = Path(self._settings.data_dir) if self._settings.data_dir else None
         return parse(await embedded.start(directory))
 
-    async def _acquire(self, connections: Connections) -> Connection:
-        settings = self._settings
+    async def _acquire(self, connections: Connections, name: str) -> Connection:
+        seconds = _left(self._settings.acquire_seconds)
         try:
-            return await connections.acquire(settings.acquire_seconds)
+            return await connections.acquire(seconds)
         except AllInUseError as error:
+            logger.info(
+                "%s got no connection within %.2f s",
+                name,
+                seconds,
+                extra={"event": "refuse", "statement": name, "sqlstate": None},
+            )
             msg = (
-                f"No database connection became free within {settings.acquire_seconds:g} s "
-                f"({settings.pool_size} in use)."
+                f"No database connection became free within {seconds:g} s "
+                f"({self._settings.pool_size} in use)."
             )
             raise PoolTimeoutError(msg) from error
         except TimeoutError as error:
             msg = "The database could not be reached in time."
             raise _OverdueError(msg) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+            _log_refusal(name, getattr(error, "sqlstate", None))
             raise translate(error) from _speechless(error)
 
     def _abandon_dead_loops(self) -> None:
@@ -245,6 +253,78 @@ class _OverdueError(UnavailableError):
     """The time for it is used up, so there is none left for another try."""
 
 
+_deadline: Final[ContextVar[float | None]] = ContextVar("pgcontext_deadline", default=None)
+
+
+@contextmanager
+def within(seconds: float) -> Generator[None]:
+    """Let every wait of the calls made inside end before so many seconds are over.
+
+    For what stops at a moment of its own, as a function does. A call whose time is used up raises
+    `UnavailableError`, or `PoolTimeoutError` if it had no connection yet. Of several the nearest
+    counts; the waits that the settings bound stay bounded by them too.
+    """
+    moment, outer = time.monotonic() + seconds, _deadline.get()
+    token = _deadline.set(moment if outer is None else min(moment, outer))
+    try:
+        yield
+    finally:
+        _deadline.reset(token)
+
+
+def _left(seconds: float) -> float:
+    """Return how long may be waited: so long, or less where the caller's time ends before."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return seconds
+    left = deadline - time.monotonic()
+    if left <= 0:
+        msg = "The time that the caller left for this is used up."
+        raise _OverdueError(msg)
+    return min(seconds, left)
+
+
+async def _in_time(work: Awaitable[T]) -> T:
+    """Wait for what has its own bounds, and no longer than the caller's time lasts."""
+    deadline = _deadline.get()
+    if deadline is None:
+        return await work  # no timer is needed
+    async with asyncio.timeout(deadline - time.monotonic()):
+        return await work
+
+
+async def _connect(arguments: dict[str, Any], seconds: float) -> Connection:
+    started = time.perf_counter()
+    connection: Connection = await asyncpg.connect(**arguments, timeout=_left(seconds))
+    milliseconds = (time.perf_counter() - started) * 1_000
+    logger.info(
+        "connected in %.0f ms",
+        milliseconds,
+        extra={"event": "connect", "milliseconds": milliseconds},
+    )
+    return connection
+
+
+def _log_refusal(name: str, sqlstate: str | None) -> None:
+    logger.info(
+        "%s was refused (SQLSTATE %s)",
+        name,
+        sqlstate,
+        extra={"event": "refuse", "statement": name, "sqlstate": sqlstate},
+    )
+
+
+def _log_duration(name: str, milliseconds: float) -> None:
+    slow = milliseconds > limits.SLOW_STATEMENT_SECONDS * 1_000
+    if not (slow or statement_logger.isEnabledFor(logging.DEBUG)):
+        return
+    extra = {"event": "statement", "statement": name, "milliseconds": milliseconds}
+    statement_logger.debug("%s took %.2f ms", name, milliseconds, extra=extra)
+    if slow:
+        logger.warning("%s took %.0f ms", name, milliseconds, extra={**extra, "event": "slow"})
+
+
+@functools.lru_cache(maxsize=256)
 def statement_name(statement: str) -> str:
     """Return the name in a statement's first line, `-- pgcontext.append`."""
     return statement.partition("\n")[0].removeprefix("-- ")
