@@ -344,6 +344,8 @@ class StoreMachine(RuleBasedStateMachine):
         for message in changed or ():
             assert message.version in versions
             assert (message.deleted_at is None) == shown
+        if numbers[0] % 2:  # a fork at the very revision of the change
+            await self._fork(side, context_id, 0)
 
     @rule(side=sides, pick=picks)
     def delete(self, side: int, pick: int) -> None:
@@ -440,7 +442,7 @@ class StoreMachine(RuleBasedStateMachine):
 
         async def walk() -> None:
             await what(side, *args, **more)
-            chance = random.Random(self.serial)  # noqa: S311 (the same on each walk of this path)
+            chance = random.Random(self.serial)
             for one in self.sides:
                 await self.check(one, chance)
 
@@ -486,6 +488,7 @@ class StoreMachine(RuleBasedStateMachine):
         if context_id is not None and revision is not None and context_id in side.model:
             context = await side.store.get(context_id, include_deleted=True)
             assert (context.revision > revision) or side.shown(context_id) == before
+            side.revisions[context_id] = context.revision
         return result
 
     async def check(self, side: Side, chance: random.Random) -> None:
