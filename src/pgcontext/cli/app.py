@@ -7,7 +7,18 @@ from typing import Annotated
 
 import typer
 
-from pgcontext.cli import contexts, db, demo, doctor, exporting, importing, searching, trees
+from pgcontext.cli import (
+    contexts,
+    db,
+    demo,
+    doctor,
+    exporting,
+    importing,
+    keys,
+    searching,
+    serve,
+    trees,
+)
 from pgcontext.cli.output import Output
 
 app = typer.Typer(
@@ -44,6 +55,7 @@ def _main(
 CONVERSATIONS = "Conversations"
 FILES = "In and out"
 DATABASE = "Database"
+SERVICE = "Over HTTP"
 
 app.command(rich_help_panel="First")(demo.demo)
 app.command("list", rich_help_panel=CONVERSATIONS)(contexts.list_contexts)
@@ -58,3 +70,6 @@ app.command(rich_help_panel=FILES)(exporting.export)
 app.command(rich_help_panel=DATABASE)(doctor.doctor)
 
 app.add_typer(db.app, name="db", rich_help_panel=DATABASE)
+
+app.command("serve", rich_help_panel=SERVICE)(serve.serve)
+app.add_typer(keys.app, name="keys", rich_help_panel=SERVICE)

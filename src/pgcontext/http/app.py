@@ -161,7 +161,8 @@ class Endpoint:
         headers = dict(scope["headers"])
         key = headers.get(b"idempotency-key") if operation.takes_key else None
         given = Request(
-            query=_query(scope["query_string"], operation.query),
+            # Whoever looks whether we live may add what keeps caches away.
+            query=_query(scope["query_string"] if operation.scope else b"", operation.query),
             body=default if decoder is None else await _body(headers, receive, decoder, default),
             path_id=NO_ID if path_id is None else inputs.uuid(path_id, "context_id"),
             idempotency_key=None if key is None else key.decode("latin-1"),

@@ -7,7 +7,7 @@ typing error. What a field may hold is checked by the store, so only its form is
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 from uuid import UUID
 
 import msgspec
@@ -22,10 +22,52 @@ T = TypeVar("T")
 REPEATED: Final = frozenset({"roles"})
 AS_JSON: Final = frozenset({"metadata"})
 
+
+def most(**bound: Any) -> Meta:  # noqa: ANN401 (JSON)
+    """Describe an upper bound that the store holds: beyond it is 413, not a wrong form."""
+    return Meta(extra_json_schema=bound)
+
+
 Moment: TypeAlias = Annotated[datetime, Meta(tz=True)]
-Name: TypeAlias = Annotated[str, Meta(max_length=limits.NAME_CHARS_MAX)]
-Version: TypeAlias = Annotated[int, Meta(ge=0, le=limits.VERSION_MAX)]
-Versions: TypeAlias = Annotated[list[Annotated[int, Meta(ge=1)]], Meta(min_length=1)]
+Name: TypeAlias = Annotated[str, most(maxLength=limits.NAME_CHARS_MAX)]
+Version: TypeAlias = Annotated[int, Meta(ge=0), most(maximum=limits.VERSION_MAX)]
+Versions: TypeAlias = Annotated[
+    list[Annotated[int, Meta(ge=1), most(maximum=limits.VERSION_MAX)]],
+    Meta(min_length=1),
+    most(maxItems=limits.VERSIONS_PER_CALL_MAX),
+]
+# Decoded as it came, since further fields are kept; what it may hold is the store's to check.
+ChatMessage: TypeAlias = Annotated[
+    Json,
+    Meta(
+        title="ChatMessage",
+        extra_json_schema={
+            "required": ["role"],
+            "properties": {
+                "role": {"enum": list(get_args(Role))},
+                "content": {
+                    "anyOf": [
+                        {"type": "string"},
+                        {"type": "array", "items": {"type": "object"}},
+                        {"type": "null"},
+                    ]
+                },
+                "tool_calls": {"type": "array", "items": {"type": "object"}},
+                "tool_call_id": {"type": "string", "maxLength": limits.CALL_ID_CHARS_MAX},
+                "name": {"type": "string", "maxLength": limits.NAME_CHARS_MAX},
+                "model": {"type": "string", "maxLength": limits.MODEL_CHARS_MAX},
+                "token_count": {
+                    "type": "integer",
+                    "minimum": 0,
+                    "maximum": limits.TOKEN_COUNT_MAX,
+                },
+                "embedding": {"type": "array", "items": {"type": "number"}},
+                "embedding_model": {"type": "string", "maxLength": limits.MODEL_CHARS_MAX},
+                "id": {"type": "string", "format": "uuid"},
+            },
+        },
+    ),
+]
 
 
 class Nothing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,13 +115,22 @@ class NewMessages(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         embed: true embeds now, "later" leaves it to a worker, false leaves it.
     """
 
-    messages: list[Json] | Json
+    messages: (
+        Annotated[
+            list[ChatMessage], Meta(min_length=1), most(maxItems=limits.MESSAGES_PER_APPEND_MAX)
+        ]
+        | ChatMessage
+    )
     expected_version: Version | None = None
     embed: bool | Literal["later"] | None = None
 
 
 class SomeVersions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Versions of messages, in the context's view."""
+    """Some messages.
+
+    Attributes:
+        versions: their versions, in the context's view.
+    """
 
     versions: Versions
 
@@ -131,18 +182,21 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         at_version: with context_id: only up to this version.
     """
 
-    query: Annotated[str, Meta(min_length=1, max_length=limits.QUERY_CHARS_MAX)] | list[float]
+    query: (
+        Annotated[str, Meta(min_length=1), most(maxLength=limits.QUERY_CHARS_MAX)]
+        | Annotated[list[float], Meta(min_length=1)]
+    )
     context_id: UUID | None = None
-    limit: Annotated[int, Meta(ge=1)] = 10
+    limit: Annotated[int, Meta(ge=1), most(maximum=limits.SEARCH_HITS_MAX)] = 10
     mode: Literal["auto", "vector", "text"] = "auto"
     roles: list[Role] | None = None
     since: Moment | None = None
     until: Moment | None = None
     metadata: Json | None = None
-    model: str | None = None
-    max_distance: float | None = None
-    neighbors: Annotated[int, Meta(ge=0)] = 0
-    diversity: float | None = None
+    model: Annotated[str, most(maxLength=limits.MODEL_CHARS_MAX)] | None = None
+    max_distance: Annotated[float, Meta(ge=0, le=2)] | None = None
+    neighbors: Annotated[int, Meta(ge=0), most(maximum=limits.SEARCH_NEIGHBORS_MAX)] = 0
+    diversity: Annotated[float, Meta(ge=0, le=1)] | None = None
     at_version: Version | None = None
 
 
@@ -167,7 +221,11 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Whether to show a deleted one too."""
+    """How to look.
+
+    Attributes:
+        include_deleted: find it also when it is deleted.
+    """
 
     include_deleted: bool = False
 
@@ -182,7 +240,7 @@ class Listing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         include_deleted: soft-deleted ones too.
     """
 
-    limit: Annotated[int, Meta(ge=1)] = 50
+    limit: Annotated[int, Meta(ge=1), most(maximum=limits.LIST_CONTEXTS_MAX)] = 50
     cursor: str | None = None
     metadata: Json | None = None
     include_deleted: bool = False
@@ -203,7 +261,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     at_version: Version | None = None
     before: Version | None = None
     after: Version | None = None
-    limit: Annotated[int, Meta(ge=1)] = 100
+    limit: Annotated[int, Meta(ge=1), most(maximum=limits.HISTORY_MESSAGES_MAX)] = 100
     roles: list[Role] | None = None
     include_deleted: bool = False
 
@@ -216,18 +274,26 @@ class Budget(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         at_version: nothing above this version.
     """
 
-    max_tokens: Annotated[int, Meta(ge=0, le=limits.VERSION_MAX)]
+    max_tokens: Annotated[int, Meta(ge=0), most(maximum=limits.VERSION_MAX)]
     at_version: Version | None = None
 
 
 class Depth(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Which forks: with recursive, forks of forks too."""
+    """Which forks.
+
+    Attributes:
+        recursive: forks of forks too, also below deleted ones.
+    """
 
     recursive: bool = False
 
 
 class Other(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The context to compare with."""
+    """What to compare with.
+
+    Attributes:
+        other: the other context.
+    """
 
     other: UUID
 

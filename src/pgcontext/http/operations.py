@@ -17,6 +17,7 @@ from msgspec import UNSET
 from pgcontext import limits
 from pgcontext.errors import (
     ContextNotFoundError,
+    DimensionMismatchError,
     IdempotencyConflictError,
     MessageNotFoundError,
     VersionConflictError,
@@ -186,6 +187,7 @@ async def restore(store: ContextStore, given: Request[Nothing, Nothing]) -> Cont
     ContextNotFoundError,
     VersionConflictError,
     IdempotencyConflictError,
+    DimensionMismatchError,
     scope="write",
     body=bodies.NewMessages,
     status=201,
@@ -338,6 +340,7 @@ async def merge(store: ContextStore, given: Request[Nothing, bodies.Merge]) -> I
     "/v1/search",
     Items[Hit],
     ContextNotFoundError,
+    DimensionMismatchError,
     scope="read",
     body=bodies.Search,
 )
