@@ -32,6 +32,7 @@ POOLERS: Final = ("transaction", "session", "direct")
 AUTHS: Final = ("keys", "authorizer", "none")
 SCOPES: Final = ("read", "write", "admin")
 ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
+BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -62,6 +63,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         key_cache_seconds: how long a key that was looked up is remembered, and so how long one that
             is revoked may go on.
         cors_origins: whose web pages may call; "*" for all.
+        base_path: a prefix of HTTP paths that is not the application's, as "/chats".
+        purge_days: how long the purge job leaves what was deleted or has expired.
         data_dir: where the embedded PostgreSQL lives; None for the user's data directory.
         in_function: this process is a serverless function.
     """
@@ -86,6 +89,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     auth_scope: str = "read"
     key_cache_seconds: float = limits.KEY_CACHE_SECONDS_DEFAULT
     cors_origins: tuple[str, ...] = ()
+    base_path: str = ""
+    purge_days: float = 30.0
     data_dir: str | None = None
     in_function: bool = False
 
@@ -119,6 +124,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "auth_scope": env.get("PGCONTEXT_AUTH_SCOPE") or None,
             "key_cache_seconds": _seconds(env, "PGCONTEXT_KEY_CACHE_SECONDS"),
             "cors_origins": tuple(env.get("PGCONTEXT_CORS_ORIGINS", "").replace(",", " ").split()),
+            "base_path": env.get("PGCONTEXT_BASE_PATH", "").rstrip("/"),
+            "purge_days": _number(env, "PGCONTEXT_PURGE_DAYS"),
             "data_dir": env.get("PGCONTEXT_DATA_DIR") or None,
             "in_function": _in_function(env),
             "url": _first(env, POOLED_NAMES),
@@ -145,6 +152,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(msg)
         if not SCHEMA_NAME.fullmatch(self.schema):
             msg = "PGCONTEXT_SCHEMA must be lower-case letters, digits and underscores."
+            raise ConfigError(msg)
+        if not 0 <= self.purge_days <= limits.PURGE_AGE_DAYS_MAX:
+            msg = f"PGCONTEXT_PURGE_DAYS must be 0 to {limits.PURGE_AGE_DAYS_MAX}."
             raise ConfigError(msg)
         self._check_pool()
         self._check_http()
@@ -177,6 +187,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(msg)
         if self.key_cache_seconds > limits.KEY_CACHE_SECONDS_MAX:
             msg = f"PGCONTEXT_KEY_CACHE_SECONDS must be at most {limits.KEY_CACHE_SECONDS_MAX:g}."
+            raise ConfigError(msg)
+        if not BASE_PATH.fullmatch(self.base_path):
+            msg = "PGCONTEXT_BASE_PATH must be a path such as /chats."
             raise ConfigError(msg)
         if not all(ORIGIN.fullmatch(origin) for origin in self.cors_origins):
             msg = "PGCONTEXT_CORS_ORIGINS must be origins such as https://app.example.com, or *."
@@ -262,6 +275,16 @@ def _integer(env: Mapping[str, str], name: str) -> int | None:
         msg = f"{name} must be a whole number."
         raise ConfigError(msg)
     return int(value)
+
+
+def _number(env: Mapping[str, str], name: str) -> float | None:
+    value = env.get(name) or None
+    if value is None:
+        return None
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", value):
+        msg = f"{name} must be a number, 0 or more."
+        raise ConfigError(msg)
+    return float(value)
 
 
 def _seconds(env: Mapping[str, str], name: str) -> float | None:
