@@ -131,8 +131,9 @@ class Side:
 
     def pick(self, number: int) -> UUID:
         """Pick a context: mostly a living one, now and then one that is deleted or not there."""
-        others = [*(self.model.keys() - self.living()), *self.gone[-1:], uuid4()]
-        among = sorted(others) if number % 16 == 15 else self.living()
+        deleted = [context_id for context_id, chat in self.model.items() if chat.deleted]
+        others = [*deleted, *self.gone[-1:], uuid4()]
+        among = others if number % 16 == 15 else self.living()
         return among[number // 16 % len(among)]
 
     def pick_last(self, number: int) -> UUID:
