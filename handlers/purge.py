@@ -1,0 +1,52 @@
+"""A job that removes for good what was deleted or has expired long enough ago.
+
+How long ago is PGCONTEXT_PURGE_DAYS. It works for the default tenant, or for those that its event
+or its arguments name. It may run while the store is used, twice at once, and be stopped at any
+moment: what is left, the next run finds.
+
+As a function: `handlers.purge.handler`, with `{"tenant_ids": [...], "older_than_days": 30}`, both
+optional. From a shell: `python handlers/purge.py [TENANT ...]`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from datetime import timedelta
+from typing import Any, cast
+
+from pgcontext import ContextStore, ContextStoreError, InvalidInputError
+
+
+def handler(event: object, context: object) -> dict[str, int]:  # noqa: ARG001 (Lambda's signature)
+    """Purge, and return how many contexts and messages were removed.
+
+    Raises:
+        ContextStoreError: what stands in the way, in one sentence.
+    """
+    given = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
+    return asyncio.run(purge(given.get("tenant_ids"), given.get("older_than_days")))
+
+
+async def purge(tenant_ids: list[str] | None, days: float | None) -> dict[str, int]:
+    """Purge for each of the tenants; None is the default one, and the days of the settings."""
+    async with ContextStore.from_env() as store:
+        days = store.settings.purge_days if days is None else days
+        try:
+            older_than = timedelta(days=days)
+        except (OverflowError, TypeError, ValueError):
+            msg = "older_than_days must be a number of days."
+            raise InvalidInputError(msg) from None
+        stores = [store] if tenant_ids is None else [store.for_tenant(each) for each in tenant_ids]
+        reports = [await each.purge(older_than=older_than) for each in stores]
+    return {
+        "contexts": sum(report.contexts for report in reports),
+        "messages": sum(report.messages for report in reports),
+    }
+
+
+if __name__ == "__main__":
+    try:
+        print(handler({"tenant_ids": sys.argv[1:] or None}, None))
+    except ContextStoreError as error:
+        sys.exit(str(error))
