@@ -1,3 +1,4 @@
+import importlib.metadata
 import inspect
 
 import pytest
@@ -94,3 +95,8 @@ def test_a_method_is_a_coroutine_unless_the_design_says_otherwise(name: str) -> 
         assert inspect.isasyncgenfunction(method)
     else:
         assert inspect.iscoroutinefunction(method) is (name not in {"for_tenant", "from_env"})
+
+
+def test_the_installed_version_is_the_one_in_the_code() -> None:
+    """There is one place for it, and what pip shows is made from that."""
+    assert importlib.metadata.version("pgcontext") == pgcontext.__version__
