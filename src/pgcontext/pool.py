@@ -123,18 +123,29 @@ class Pool:
     ) -> tuple[T, bool]:
         name = statement_name(statement)
         with tracing.span(name) as span:
-            for attempt in range(1, limits.ATTEMPTS_MAX + 1):
-                try:
-                    return await self._once(once, name), attempt > 1
-                except UniqueViolationError as error:
-                    # The reply of an earlier try may have been lost after the commit.
-                    error.retried = attempt > 1
+            outcome = await self._tries(once, name, span)
+        if isinstance(outcome, UniqueViolationError):
+            raise outcome  # no error yet: the store knows what it means
+        return outcome
+
+    async def _tries(
+        self,
+        once: Callable[[Connection], Awaitable[T]],
+        name: str,
+        span: Any,  # noqa: ANN401 (OpenTelemetry's, or None)
+    ) -> tuple[T, bool] | UniqueViolationError:
+        for attempt in range(1, limits.ATTEMPTS_MAX + 1):
+            try:
+                return await self._once(once, name), attempt > 1
+            except UniqueViolationError as error:
+                # The reply of an earlier try may have been lost after the commit.
+                error.retried = attempt > 1
+                return error
+            except UnavailableError as error:
+                if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
                     raise
-                except UnavailableError as error:
-                    if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
-                        raise
-                    await self._pause(name, error, attempt)
-                    tracing.retried(span, attempt + 1)
+                await self._pause(name, error, attempt)
+                tracing.retried(span, attempt + 1)
         raise AssertionError  # pragma: no cover (the loop returns or raises)
 
     async def _pause(self, name: str, error: UnavailableError, attempt: int) -> None:
@@ -174,8 +185,7 @@ class Pool:
             usable = True  # a statement was refused, which changes nothing about its connection
             if isinstance(error, asyncpg.UniqueViolationError):
                 raise UniqueViolationError(error.constraint_name or "") from None
-            _log_refusal(name, error.sqlstate)
-            raise translate(error) from _speechless(error)
+            raise _refusal(name, error) from _speechless(error)
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
             raise translate(error) from error
         finally:
@@ -241,8 +251,7 @@ class Pool:
             msg = "The database could not be reached in time."
             raise _OverdueError(msg) from error
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            _log_refusal(name, getattr(error, "sqlstate", None))
-            raise translate(error) from _speechless(error)
+            raise _refusal(name, error) from _speechless(error)
 
     def _abandon_dead_loops(self) -> None:
         for loop in [loop for loop in self._by_loop if loop.is_closed()]:
@@ -305,13 +314,16 @@ async def _connect(arguments: dict[str, Any], seconds: float) -> Connection:
     return connection
 
 
-def _log_refusal(name: str, sqlstate: str | None) -> None:
-    logger.info(
-        "%s was refused (SQLSTATE %s)",
-        name,
-        sqlstate,
-        extra={"event": "refuse", "statement": name, "sqlstate": sqlstate},
-    )
+def _refusal(name: str, error: Exception) -> ContextStoreError:
+    translated = translate(error)
+    if not isinstance(translated, UnavailableError):  # which is tried again, and says so
+        logger.info(
+            "%s was refused (SQLSTATE %s)",
+            name,
+            translated.sqlstate,
+            extra={"event": "refuse", "statement": name, "sqlstate": translated.sqlstate},
+        )
+    return translated
 
 
 def _log_duration(name: str, milliseconds: float) -> None:
