@@ -35,7 +35,8 @@ TYPES: Final[dict[Any, set[str]]] = {
 KNOWN_TO_THE_CALLER: Final = {"tenant_id", "replayed"}
 
 CONTEXTS: Final = {
-    *("ANCESTORS", "CREATE", "DELETE", "FORK", "FORKS", "GET", "LIST", "RESTORE", "UPDATE"),
+    *("ANCESTORS", "CREATE", "DELETE", "FORK", "FORK_AT", "FORKS", "GET", "LIST", "RESTORE"),
+    "UPDATE",
 }
 MESSAGES: Final = {
     *("APPEND_REFUSED", "DELETE_MESSAGES", "DIFF", "EXPORT_MESSAGES", "HISTORY", "HISTORY_AFTER"),

@@ -71,14 +71,35 @@ WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
   AND NOT EXISTS (SELECT FROM restored)
 """)
 
-# $2 parent, $3 version or NULL for its head, $4 id, $5 name, $6 metadata.
+# $2 parent, $3 id, $4 name, $5 metadata. Returns the fork; no row when there is no parent.
+#
+# At the head nothing needs to be counted: version, revision and counters are those of the parent's
+# row, all of one moment. It is locked FOR KEY SHARE: appends go on beside it, an erasure waits, and
+# is waited for. No message is read or written.
+FORK: Final[LiteralString] = compose("""
+-- pgcontext.fork
+WITH parent AS (
+    SELECT c.id, c.revision, c.latest_version, c.message_count, c.total_tokens
+    FROM @contexts AS c
+    WHERE c.tenant_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
+    FOR KEY SHARE
+)
+INSERT INTO @contexts AS c (
+    tenant_id, id, name, metadata, parent_id, fork_version, fork_revision, latest_version,
+    message_count, total_tokens
+)
+SELECT $1, $3, $4, $5::jsonb, p.id, p.latest_version, p.revision, p.latest_version,
+       p.message_count, p.total_tokens
+FROM parent AS p
+RETURNING @context_columns
+""")
+
+# $2 parent, $3 version, $4 id, $5 name, $6 metadata.
 # Returns the fork's columns and the parent's latest_version; the fork is NULL when the version is
 # beyond the end, or when the parent changed between the snapshot and the lock (`stale`).
 #
-# The parent's row is locked FOR KEY SHARE: appends go on beside it, an erasure waits, and is waited
-# for. A fork at the head takes its counters from that row. One from the middle counts the shorter
-# side of the cut. No message is written.
-FORK: Final[LiteralString] = compose("""
+# Counts the shorter side of the cut, under the same lock. No message is written.
+FORK_AT: Final[LiteralString] = compose("""
 -- pgcontext.fork
 WITH RECURSIVE parent AS MATERIALIZED (
     SELECT c.id, c.revision, c.latest_version, c.message_count, c.total_tokens
@@ -87,15 +108,11 @@ WITH RECURSIVE parent AS MATERIALIZED (
     FOR KEY SHARE
 ),
 viewer AS (
-    SELECT @viewer_columns, cut.version AS cut, cut.from_end,
-           CASE WHEN cut.from_end THEN c.latest_version ELSE cut.version END AS cap,
-           CASE WHEN cut.from_end THEN cut.version ELSE 0 END AS floor
+    SELECT @viewer_columns, cut.from_end,
+           CASE WHEN cut.from_end THEN c.latest_version ELSE $3 END AS cap,
+           CASE WHEN cut.from_end THEN $3 ELSE 0 END AS floor
     FROM @contexts AS c
-    CROSS JOIN LATERAL (
-        SELECT coalesce($3::bigint, c.latest_version) AS version,
-               coalesce($3::bigint, c.latest_version)
-                   >= c.latest_version - coalesce($3::bigint, c.latest_version) AS from_end
-    ) AS cut
+    CROSS JOIN LATERAL (SELECT $3::bigint >= c.latest_version - $3 AS from_end) AS cut
     WHERE c.tenant_id = $1 AND c.id = $2
 ),
 @lineage,
@@ -114,11 +131,11 @@ fork AS (
         tenant_id, id, name, metadata, parent_id, fork_version, fork_revision, latest_version,
         message_count, total_tokens
     )
-    SELECT $1, $4, $5, $6::jsonb, p.id, v.cut, p.revision, v.cut,
+    SELECT $1, $4, $5, $6::jsonb, p.id, $3, p.revision, $3,
            CASE WHEN v.from_end THEN p.message_count - n.messages ELSE n.messages END,
            CASE WHEN v.from_end THEN p.total_tokens - n.tokens ELSE n.tokens END
     FROM parent AS p
-    JOIN viewer AS v ON v.revision = p.revision AND v.cut <= p.latest_version
+    JOIN viewer AS v ON v.revision = p.revision AND p.latest_version >= $3
     CROSS JOIN counted AS n
     RETURNING @context_columns
 )

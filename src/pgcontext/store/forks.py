@@ -53,9 +53,14 @@ class ForkMethods(ContextMethods):
         fork_id = uuid7() if id is None else inputs.uuid(id, "id")
         label = inputs.optional_text(name, "name", chars_max=limits.NAME_CHARS_MAX)
         encoded = metadata_json(metadata) or "{}"
-        arguments = (context_id, version, fork_id, label, encoded)
+        made = (fork_id, label, encoded)
         try:
-            found = await self._fresh(statements.FORK, context_id, *arguments)
+            if version is None:
+                found, _ = await self._fetch(statements.FORK, context_id, *made)
+            else:
+                found = await self._fresh(
+                    statements.FORK_AT, context_id, context_id, version, *made
+                )
         except UniqueViolationError as error:
             wanted: dict[str, Any] = {"name": label, "parent_id": context_id}
             if version is not None:
