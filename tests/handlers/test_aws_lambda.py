@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 
 from tests.support.crashing import CrashingServer
+from tests.support.lambda_events import record
 from tests.support.promises import query
 
 if sys.platform != "linux":
@@ -53,20 +54,6 @@ def function(make_function: Callable[..., LambdaService], database_url: str) -> 
 
 def call(function: LambdaService, operation: str, **arguments: Any) -> Any:
     return function.invoke({"operation": operation, **arguments})
-
-
-def record(body: str, **more: Any) -> dict[str, Any]:
-    """A record as SQS puts it into an event, as far as anybody looks at it."""
-    return {
-        "messageId": str(uuid4()),
-        "receiptHandle": "a handle",
-        "body": body,
-        "attributes": {"ApproximateReceiveCount": "1"},
-        "eventSource": "aws:sqs",
-        "eventSourceARN": "arn:aws:sqs:eu-central-1:123456789012:appends",
-        "awsRegion": "eu-central-1",
-        **more,
-    }
 
 
 def test_direct_calls_are_answered_cold_and_warm(

@@ -13,6 +13,8 @@ import binascii
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, TypeAlias, cast
 from urllib.parse import unquote, urlencode
 
+from pgcontext.errors import InvalidInputError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 
@@ -94,7 +96,7 @@ def body_of(event: Event) -> bytes:
     """Return the body of a request.
 
     Raises:
-        ValueError: it should be base64 and isn't.
+        InvalidInputError: it should be base64 and isn't.
     """
     body = event.get("body") or ""
     if not event.get("isBase64Encoded"):
@@ -103,7 +105,7 @@ def body_of(event: Event) -> bytes:
         return base64.b64decode(body, validate=True)
     except binascii.Error:
         msg = "The event's body is not base64."
-        raise ValueError(msg) from None
+        raise InvalidInputError(msg) from None
 
 
 async def ask(application: Application, scope: dict[str, Any], body: bytes) -> Response:
