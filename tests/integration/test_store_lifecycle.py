@@ -94,8 +94,6 @@ async def test_a_tenant_is_a_uuid(bad: Any) -> None:
             ContextStore(NOWHERE, tenant_id=bad)
 
 
-# The sockets of a loop that is gone are left to the garbage collector.
-@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 def test_a_store_serves_one_event_loop_after_another(database_url: str) -> None:
     """A function that calls asyncio.run for each request keeps its store."""
     store = ContextStore(database_url)
