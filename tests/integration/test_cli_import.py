@@ -309,7 +309,7 @@ def test_killed_half_way_and_run_again_nothing_is_missing_and_nothing_doubles(
     cli: Cli, tmp_path: Path, stored: Any, database_url: str
 ) -> None:
     """SIGKILL at three moments; the run after it brings in exactly the rest."""
-    lines = _lines(conversations=60, messages=700)
+    lines = _lines(conversations=40, messages=700)
     file = jsonl(tmp_path / "file", *lines)
     total = sum(len(line["messages"]) for line in lines)
 
@@ -365,6 +365,7 @@ def test_ctrl_c_ends_in_one_word_and_the_next_run_goes_on(
             return bool((await store.list(limit=1)).items)
 
     while not asyncio.run(begun()):
+        assert running.poll() is None
         time.sleep(0.01)
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=30)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import typer
 from pgcontext import errors
 from pgcontext.cli import PACKAGES, app, output
 from pgcontext.cli.output import CommandError, Exit, Output, exit_code
-from tests.support.cli import FERRY, SAMPLE, Cli, command
+from tests.support.cli import FERRY, SAMPLE, Cli, command, jsonl
 
 DOCS = Path(__file__).parents[2] / "docs" / "cli.md"
 UNREACHABLE = "postgresql://u:hunter2@127.0.0.1:1/d"
@@ -44,6 +43,8 @@ def _commands(group: Any, prefix: str = "") -> dict[str, Any]:
     return found
 
 
+# Runs until it is stopped, so there is nothing to print at its end.
+WITHOUT_RESULT = {"serve"}
 COMMANDS = _commands(typer.main.get_command(app.app))
 
 
@@ -51,7 +52,8 @@ COMMANDS = _commands(typer.main.get_command(app.app))
 def test_every_command_has_json_and_a_sentence(name: str) -> None:
     """--json on each; help that begins with a capital and ends with a full stop."""
     made = COMMANDS[name]
-    assert "--json" in {option for parameter in made.params for option in parameter.opts}
+    options = {option for parameter in made.params for option in parameter.opts}
+    assert "--json" in options or name in WITHOUT_RESULT
     assert re.match(r"[A-Z][^\n]*\.", made.help)
     assert all(getattr(parameter, "help", "") for parameter in made.params)
 
@@ -169,15 +171,14 @@ def test_wrong_usage_ends_with_2(
 
 
 def test_a_reader_that_stops_early_is_no_failure(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
+    database_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """`pgcontext export | head -1`: no traceback, no message."""
     cli = Cli(monkeypatch, database_url)
     many = [{"role": "user", "content": "x" * 50_000, "token_count": 1}] * 10
-    for number in range(3):
-        line = json.dumps({"id": f"chat {number}", "messages": many}).encode()
-        assert cli.process("import", "-", stdin=line).code == 0
-    for arguments in (["export"], ["list", "--json"], ["show", "--json", _first(cli)]):
+    cli.ok("import", jsonl(tmp_path / "file", {"messages": many}, {"id": "x", "messages": many}))
+    first = cli.json("list")["items"][0]["id"]
+    for arguments in (["export"], ["show", "--json", first]):
         shell = " ".join(command(*arguments))
         done = subprocess.run(
             ["/bin/sh", "-c", f"{shell} | head -c 10 > /dev/null"],
@@ -185,11 +186,6 @@ def test_a_reader_that_stops_early_is_no_failure(
             check=False,
         )
         assert (done.returncode, done.stderr) == (0, b""), arguments
-
-
-def _first(cli: Cli) -> str:
-    context_id: str = cli.json("list")["items"][0]["id"]
-    return context_id
 
 
 def test_without_typer_it_says_what_to_install() -> None:
