@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import asyncpg
 
-from benchmarks import report
+from benchmarks import edge, report
 from benchmarks.methods import FULL, QUICK, Bench, Scale
 from benchmarks.processes import RECORDED, FileImports, import_time
 from benchmarks.server import running
@@ -27,14 +27,18 @@ def main() -> int:
     with running(arguments.keep) as url:
         facts = asyncio.run(_facts(url))
         print(facts, flush=True)
-        asyncio.run(_measure(url, scale, comparisons))
-        files = FileImports(url, arguments.input)
-        for comparison in (*files.run(), *import_time()):
-            _add(comparison, comparisons)
-    print(f"\n{report.table(comparisons)}")
-    if not arguments.quick:
-        report.write(f"{facts}\n\n{report.table(comparisons)}")
-    missed = [comparison.what for comparison in comparisons if comparison.missed]
+        at_edge = _edge(url, edge.QUICK if arguments.quick else edge.FULL)
+        if not arguments.edge:
+            asyncio.run(_measure(url, scale, comparisons))
+            files = FileImports(url, arguments.input)
+            for comparison in (*files.run(), *import_time()):
+                _add(comparison, comparisons)
+    for section, measured in (("measured", comparisons), ("edge", at_edge)):
+        if measured:
+            print(f"\n{report.table(measured)}")
+            if not arguments.quick:
+                report.write(f"{facts}\n\n{report.table(measured)}", section)
+    missed = [comparison.what for comparison in comparisons + at_edge if comparison.missed]
     print(f"Missed: {'; '.join(missed)}." if missed else "Every target is met.")
     return int(arguments.strict and bool(missed))
 
@@ -43,6 +47,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "--quick", action="store_true", help="a twentieth of the messages; nothing is written"
+    )
+    parser.add_argument(
+        "--edge", action="store_true", help="only cold starts, HTTP, a far database, many callers"
     )
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is missed")
     parser.add_argument(
@@ -65,6 +72,21 @@ async def _facts(url: str) -> str:
 async def _measure(url: str, scale: Scale, comparisons: list[Comparison]) -> None:
     async for comparison in Bench(url, scale).run():
         _add(comparison, comparisons)
+
+
+def _edge(url: str, scale: edge.EdgeScale) -> list[Comparison]:
+    """Measure first in an empty database: what is compared here doesn't depend on its size."""
+    bench = edge.Edge(url, scale)
+    comparisons: list[Comparison] = []
+
+    async def in_process() -> None:
+        async for comparison in bench.run():
+            _add(comparison, comparisons)
+
+    asyncio.run(in_process())
+    for comparison in bench.processes():
+        _add(comparison, comparisons)
+    return comparisons
 
 
 def _add(comparison: Comparison, comparisons: list[Comparison]) -> None:

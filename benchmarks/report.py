@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from benchmarks.timing import Comparison
 
 PAGE: Final = Path(__file__).parents[1] / "docs" / "benchmarks.md"
-BEGIN: Final = "<!-- measured: make bench writes from here -->\n"
-END: Final = "<!-- measured: to here -->\n"
+BEGIN: Final = "<!-- {section}: make bench writes from here -->\n"
+END: Final = "<!-- {section}: to here -->\n"
 HEADER: Final = ("measured", "median", "against", "median", "ratio", "target", "")
 
 
@@ -35,17 +35,23 @@ def table(comparisons: Sequence[Comparison]) -> str:
 
 
 def _row(comparison: Comparison) -> tuple[str, ...]:
-    target = comparison.target
-    verdict = "" if target is None else "missed" if comparison.missed else "met"
+    target = _target(comparison)
+    verdict = "" if not target else "missed" if comparison.missed else "met"
     return (
         comparison.what,
         f"{_number(comparison.ours)} {comparison.unit}",
         comparison.against,
         f"{_number(comparison.theirs)} {comparison.unit}",
         f"{comparison.ratio:.2f}",
-        "" if target is None else f"<= {target:g}",
+        target,
         verdict,
     )
+
+
+def _target(comparison: Comparison) -> str:
+    if comparison.target is not None:
+        return f"<= {comparison.target:g}"
+    return "" if comparison.floor is None else f">= {comparison.floor:g}"
 
 
 def _number(value: float) -> str:
@@ -82,8 +88,12 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def write(text: str, page: Path = PAGE) -> None:
+def write(text: str, section: str, page: Path = PAGE) -> None:
     """Put a result in its place in the documentation."""
-    before, _, rest = page.read_text("utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", "utf-8")
+    begin, end = BEGIN.format(section=section), END.format(section=section)
+    before, found, rest = page.read_text("utf-8").partition(begin)
+    _, also_found, after = rest.partition(end)
+    if not (found and also_found):
+        msg = f"{page.name} has no place for the results of {section}."
+        raise ValueError(msg)
+    page.write_text(f"{before}{begin}\n{text}\n{end}{after}", "utf-8")

@@ -27,6 +27,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
         ours: its median, in `unit`.
         theirs: the other median.
         target: what `ours / theirs` should not exceed; None for what is only reported.
+        floor: what it should reach, where more is better.
         unit: of both medians.
     """
 
@@ -35,6 +36,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     ours: float
     theirs: float
     target: float | None = None
+    floor: float | None = None
     unit: str = "ms"
 
     @property
@@ -45,7 +47,9 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def missed(self) -> bool:
         """Whether it has a target and is beyond it."""
-        return self.target is not None and self.ratio > self.target
+        return (self.target is not None and self.ratio > self.target) or (
+            self.floor is not None and self.ratio < self.floor
+        )
 
 
 async def interleaved(rounds: int, *calls: Call) -> list[float]:
