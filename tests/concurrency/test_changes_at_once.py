@@ -81,7 +81,7 @@ async def test_forks_and_deletes_racing_with_appends_keep_every_counter(database
 
         await asyncio.gather(
             *(
-                what(store, random.Random(seed))  # noqa: S311 (the same mix on every run)
+                what(store, random.Random(seed))
                 for seed, (what, store) in enumerate(
                     zip((append, append, fork, fork, hide, hide), stores, strict=True)
                 )

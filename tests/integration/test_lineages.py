@@ -19,6 +19,7 @@ from pgcontext import (
     InvalidInputError,
     MessageNotFoundError,
 )
+from pgcontext.limits import PURGE_ROWS_PER_STATEMENT_MAX
 from tests.support.promises import assert_counters_match_views, dump, query, view
 
 if TYPE_CHECKING:
@@ -409,6 +410,36 @@ async def test_an_expired_context_is_purged_but_its_living_fork_is_not(
         with pytest.raises(ContextNotFoundError):
             await store.append(context_id, said("y"))
     await assert_counters_match_views(store)
+
+
+async def test_purge_goes_on_until_everything_is_gone(store: ContextStore) -> None:
+    """More contexts, and more messages of one, than a purge takes at once; one fork lives on."""
+    many = await store.create()
+    for _ in range(PURGE_ROWS_PER_STATEMENT_MAX // 1_000):
+        await store.append(many.id, said("x") * 1_000)
+    kept = await store.append(many.id, said("kept"))
+    await store.delete_messages(many.id, range(1, 10_001))
+    living = await store.fork(many.id)
+    await store.delete(many.id)
+
+    async def a_family_that_is_gone() -> None:
+        parent = await talk(store, "a")
+        fork = await store.fork(parent)
+        await store.append(fork.id, said("b"))
+        await store.delete(fork.id)
+        await store.delete(parent)
+
+    await asyncio.gather(*(a_family_that_is_gone() for _ in range(550)))
+    report = await store.purge(older_than=NOW)
+    assert (report.contexts, report.messages) == (1_100, PURGE_ROWS_PER_STATEMENT_MAX + 1_100)
+    assert [message.id for message in await view(store, living.id)] == [kept[0].id]
+    remaining = (await store.list(include_deleted=True)).items
+    assert [context.id for context in remaining] == [living.id, many.id]
+    restored = await store.restore(many.id)
+    assert (restored.message_count, restored.latest_version) == (1, 10_001)
+    await assert_counters_match_views(store)
+    again = await store.purge(older_than=NOW)
+    assert (again.contexts, again.messages) == (0, 0)
 
 
 @pytest.mark.parametrize("gone", ["deleted", "erased"])
