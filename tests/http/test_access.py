@@ -15,6 +15,7 @@ from pgcontext import ContextStore, Settings, limits
 from pgcontext.errors import ConfigError, InvalidInputError
 from pgcontext.http import access, create_app
 from pgcontext.http.operations import OPERATIONS
+from pgcontext.http.problems import UnauthorizedError
 from pgcontext.keys import KeyNotFoundError, Keys, read
 from tests.support import DIMENSIONS
 from tests.support.http import Answer, Client
@@ -63,7 +64,7 @@ async def let_in(client: Client, key: str | None) -> bool:
 def as_if_later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
     """Let the application's clock go ahead, and the database's not."""
     real = time.time
-    monkeypatch.setattr(access.time, "time", lambda: real() + seconds)
+    monkeypatch.setattr(time, "time", lambda: real() + seconds)
 
 
 @pytest.mark.parametrize("operation", GUARDED, ids=lambda operation: operation.name)
@@ -319,7 +320,7 @@ async def test_what_is_remembered_is_bounded(
     await gate.admit(right)
     for number in range(10):
         wrong = made.text.replace(made.key.id.hex, UUID(int=number).hex)
-        with pytest.raises(access.UnauthorizedError):
+        with pytest.raises(UnauthorizedError):
             await gate.admit({"headers": [(b"authorization", f"Bearer {wrong}".encode())]})
     assert len(gate._dead._known) == 3
     await store.aclose()

@@ -85,6 +85,8 @@ async def test_a_bad_body_is_422(admin: Client, context: str, body: bytes) -> No
         ("/v1/contexts", {"cursor": ""}),
         ("/v1/contexts", {"metadata": "{"}),
         ("/v1/contexts", {"metadata": "[]"}),
+        ("/v1/contexts", {"metadata": "null"}),
+        ("{}/messages", {"before": "null"}),
         ("/v1/contexts", {"include_deleted": "perhaps"}),
         ("{}/messages", {"roles": ["user", "king"]}),
         ("{}/messages", {"before": "-1"}),
@@ -191,7 +193,7 @@ class FailingStore(ContextStore):
 
     failure: Exception
 
-    async def list(self, **_: Any) -> Any:  # type: ignore[override]
+    async def list(self, **_: Any) -> Any:
         raise self.failure
 
 
@@ -271,7 +273,7 @@ async def test_a_client_that_goes_away_is_not_answered(admin: Client) -> None:
             (b"content-length", b"100"),
         ],
     }
-    await admin.app(scope, receive, send)  # type: ignore[arg-type]
+    await admin.app(scope, receive, send)
     assert got == []
     assert (await admin("GET", "/v1/contexts")).value["items"] == []
 

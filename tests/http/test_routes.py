@@ -143,9 +143,9 @@ async def test_windows_forks_lineage_and_diffs(admin: Client, context: str) -> N
     assert contents(difference["only_b"]) == ["another"]
 
 
-async def test_a_fork_needs_no_body(admin: Client, context: str) -> None:
-    """At the head, without a name: there is nothing to say."""
-    forked = await admin("POST", f"{context}/fork")
+async def test_a_fork_needs_nothing_said(admin: Client, context: str) -> None:
+    """At the head, without a name: an empty object will do."""
+    forked = await admin("POST", f"{context}/fork", {})
     assert (forked.status, forked.value["fork_version"]) == (201, 3)
 
 
@@ -185,7 +185,12 @@ async def test_purge_and_erase_remove_for_good(admin: Client, context: str) -> N
     await admin("POST", f"{context}/messages/delete", {"versions": [2]})
     purged = await admin("POST", "/v1/purge", {"older_than_seconds": 0})
     assert purged.value == {"contexts": 0, "messages": 2}
-    assert (await admin("POST", f"{context}/erase")).status == 200
+    nothing: list[Any] = [None, {}, b""]
+    for body in nothing:
+        refused = await admin("POST", f"{context}/erase", body)
+        assert refused.status in {415, 422}
+        assert (await admin("GET", context)).status == 200
+    assert (await admin("POST", f"{context}/erase", {"versions": None})).status == 200
     assert (await admin("GET", context)).status == 404
 
 
@@ -297,12 +302,12 @@ async def test_other_tenants_contexts_are_not_found(
         ("POST", "/messages/delete", {"versions": [1]}),
         ("POST", "/messages/restore", {"versions": [1]}),
         ("GET", "/window", None),
-        ("POST", "/fork", None),
+        ("POST", "/fork", {}),
         ("GET", "/lineage", None),
         ("GET", "/forks", None),
         ("GET", "/diff", None),
         ("POST", "/merge", {"into": own["id"]}),
-        ("POST", "/erase", None),
+        ("POST", "/erase", {"versions": None}),
     ]
     queries = {"/window": {"max_tokens": 9}, "/diff": {"other": own["id"]}}
     before = (await admin("GET", f"{context}/messages")).value

@@ -94,7 +94,7 @@ class Client:
             "client": ("127.0.0.1", 50_000),
             **self.scope,
         }
-        await self.app(scope, receive, send)  # type: ignore[arg-type]
+        await self.app(scope, receive, send)
         start = got[0]
         return Answer(
             start["status"],

@@ -19,7 +19,7 @@ from starlette.routing import Route
 from pgcontext import inputs, limits
 from pgcontext.errors import InvalidInputError, LimitExceededError
 from pgcontext.http.access import gate
-from pgcontext.http.bodies import AS_JSON, REPEATED, Nothing
+from pgcontext.http.bodies import AS_JSON, IDEMPOTENCY_KEY, REPEATED, Nothing
 from pgcontext.http.operations import OPERATIONS, Operation, Request
 from pgcontext.http.problems import (
     MethodNotAllowedError,
@@ -128,8 +128,7 @@ class Endpoint:
         self._store = store
         self._gate = entrance
         self._by_method = {
-            method: (operation, _decoder(operation.body), _default(operation.body))
-            for method, operation in by_method.items()
+            method: (operation, _decoder(operation.body)) for method, operation in by_method.items()
         }
         self._allowed = ", ".join(sorted(by_method))
 
@@ -150,7 +149,7 @@ class Endpoint:
         found = self._by_method.get(scope["method"])
         if found is None:
             raise MethodNotAllowedError(self._allowed)
-        operation, decoder, default = found
+        operation, decoder = found
         store = self._store
         if operation.scope is not None:
             caller = await self._gate.admit(scope)
@@ -159,13 +158,12 @@ class Endpoint:
                 store = store.for_tenant(caller.tenant_id)
         path_id = scope["path_params"].get("context_id")
         headers = dict(scope["headers"])
-        key = headers.get(b"idempotency-key") if operation.takes_key else None
         given = Request(
             # Whoever looks whether we live may add what keeps caches away.
             query=_query(scope["query_string"] if operation.scope else b"", operation.query),
-            body=default if decoder is None else await _body(headers, receive, decoder, default),
+            body=Nothing() if decoder is None else await _body(headers, receive, decoder),
             path_id=NO_ID if path_id is None else inputs.uuid(path_id, "context_id"),
-            idempotency_key=None if key is None else key.decode("latin-1"),
+            idempotency_key=_key(headers) if operation.takes_key else None,
         )
         return answer(await operation.call(store, given), status=operation.status)
 
@@ -174,12 +172,14 @@ def _decoder(body: type[Any]) -> msgspec.json.Decoder[Any] | None:
     return None if body is Nothing else msgspec.json.Decoder(body)
 
 
-def _default(body: type[Any]) -> Any:  # noqa: ANN401 (a body)
-    """Return the body that an empty one stands for; None where something has to be given."""
-    try:
-        return body()
-    except TypeError:
+def _key(headers: dict[bytes, bytes]) -> str | None:
+    if b"idempotency-key" not in headers:
         return None
+    key = headers[b"idempotency-key"].decode("latin-1")
+    if IDEMPOTENCY_KEY.fullmatch(key):
+        return key
+    msg = "Idempotency-Key must be one visible character of ASCII or more."
+    raise InvalidInputError(msg)
 
 
 def _query(text: bytes, kind: type[Any]) -> Any:  # noqa: ANN401 (a struct of query parameters)
@@ -195,8 +195,8 @@ def _query(text: bytes, kind: type[Any]) -> Any:  # noqa: ANN401 (a struct of qu
     for name, value in pairs:
         if name in REPEATED:
             values.setdefault(name, []).append(value)
-        elif name in values:
-            msg = "A query parameter stands there twice; give it once."
+        elif name in values or value.strip().lower() == "null":
+            msg = "A query parameter is given once, or left out where it is to be nothing."
             raise InvalidInputError(msg)
         else:
             values[name] = _json(value.encode()) if name in AS_JSON else value
@@ -219,12 +219,9 @@ async def _body(
     headers: dict[bytes, bytes],
     receive: Receive,
     decoder: msgspec.json.Decoder[Any],
-    default: Any,  # noqa: ANN401 (a body)
-) -> Any:  # noqa: ANN401
+) -> Any:  # noqa: ANN401 (a body)
     """Read and decode the body, never more of it than is accepted."""
     content = await _content(headers, receive)
-    if not content and default is not None:
-        return default
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" or headers.get(b"content-encoding", b"identity") != b"identity":
         msg = "The body must be JSON: Content-Type: application/json, without Content-Encoding."

@@ -6,6 +6,7 @@ typing error. What a field may hold is checked by the store, so only its form is
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Annotated, Any, Final, Generic, Literal, TypeAlias, TypeVar, get_args
 from uuid import UUID
@@ -21,6 +22,8 @@ T = TypeVar("T")
 # Query parameters that may stand several times, and those whose text is JSON.
 REPEATED: Final = frozenset({"roles"})
 AS_JSON: Final = frozenset({"metadata"})
+# What a header carries unchanged through every proxy: visible ASCII, spaces in between.
+IDEMPOTENCY_KEY: Final = re.compile("[!-~]([ -~]*[!-~])?")
 
 
 def most(**bound: Any) -> Meta:  # noqa: ANN401 (JSON)
@@ -215,9 +218,10 @@ class Erasure(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     Attributes:
         versions: which messages; null is all that the context wrote itself, its name and metadata.
+            Has to be said: a body that got lost must not mean everything.
     """
 
-    versions: Versions | None = None
+    versions: Versions | None
 
 
 class Deleted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -22,7 +22,7 @@ from pgcontext.errors import (
     UnavailableError,
 )
 from pgcontext.http.app import DOCUMENT
-from pgcontext.http.bodies import AS_JSON, Nothing
+from pgcontext.http.bodies import AS_JSON, IDEMPOTENCY_KEY, Nothing
 from pgcontext.http.examples import REPLIES, REQUESTS
 from pgcontext.http.operations import OPERATIONS, Operation
 from pgcontext.http.problems import (
@@ -50,7 +50,7 @@ KEY_HEADER: Final[Json] = {
         "type": "string",
         "minLength": 1,
         "maxLength": limits.IDEMPOTENCY_KEY_CHARS_MAX,
-        "pattern": "^[!-~]+$",
+        "pattern": f"^{IDEMPOTENCY_KEY.pattern}$",
     },
 }
 PATH_ID: Final[Json] = {
@@ -117,8 +117,7 @@ def _operation(operation: Operation, components: dict[str, Json]) -> Json:
         media: Json = {"schema": _reference(operation.body)}
         media["example"] = REQUESTS[operation.name]
         msgspec.convert(media["example"], operation.body)  # so that no example is a wrong one
-        required = "required" in components[operation.body.__name__]
-        entry["requestBody"] = {"required": required, "content": {"application/json": media}}
+        entry["requestBody"] = {"required": True, "content": {"application/json": media}}
     return entry
 
 
