@@ -29,13 +29,13 @@ LIMIT $3
 class Handwritten:
     """Knows the next version by itself, and nothing of forks, hidden messages or other writers."""
 
-    def __init__(self, pool: asyncpg.Pool, tenant_id: UUID) -> None:
-        self._pool = pool
+    def __init__(self, driver: asyncpg.Pool | asyncpg.Connection, tenant_id: UUID) -> None:
+        self._driver = driver
         self._tenant_id = tenant_id
 
     @classmethod
-    async def connect(cls, url: str, tenant_id: UUID) -> Handwritten:
-        """Make a pool like the store's own: as many connections, no reset, the same timeout."""
+    async def over_a_pool(cls, url: str, tenant_id: UUID) -> Handwritten:
+        """Use asyncpg's pool: as many connections as the store, no reset, the same timeout."""
         pool = await asyncpg.create_pool(
             url,
             min_size=0,
@@ -45,21 +45,27 @@ class Handwritten:
         )
         return cls(pool, tenant_id)
 
+    @classmethod
+    async def over_a_connection(cls, url: str, tenant_id: UUID) -> Handwritten:
+        """Use one connection, which only one caller at a time can do."""
+        connection = await asyncpg.connect(url, command_timeout=limits.STATEMENT_SECONDS_MAX)
+        return cls(connection, tenant_id)
+
     async def aclose(self) -> None:
-        """Close the pool."""
-        await self._pool.close()
+        """Close what was opened."""
+        await self._driver.close()
 
     async def insert(
         self, context_id: UUID, version: int, role: str, content: str, tokens: int
     ) -> None:
         """Write one message."""
-        await self._pool.execute(
+        await self._driver.execute(
             INSERT, self._tenant_id, uuid7(), context_id, version, role, content, tokens
         )
 
     async def select(self, context_id: UUID, limit: int) -> list[asyncpg.Record]:
         """Read the newest messages, oldest first, as the driver's own records."""
-        newest = await self._pool.fetch(SELECT, self._tenant_id, context_id, limit)
+        newest = await self._driver.fetch(SELECT, self._tenant_id, context_id, limit)
         newest.reverse()
         return newest
 

@@ -15,7 +15,7 @@ from benchmarks.timing import compare
 from pgcontext import ContextStore
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Callable
 
     from benchmarks.timing import Call, Comparison
 
@@ -72,15 +72,19 @@ class Bench:
     async def run(self) -> AsyncIterator[Comparison]:
         """Load, then measure; yield each comparison when it is made."""
         self._admin = await asyncpg.connect(self._url)
-        self._handwritten = await Handwritten.connect(self._url, self._store.tenant_id)
+        whose = (self._url, self._store.tenant_id)
+        self._pooled = await Handwritten.over_a_pool(*whose)
+        self._bare = await Handwritten.over_a_connection(*whose)
         try:
             contexts = await self._load()
-            for measure in (self._by_hand, self._by_size, self._forks, self._windows, self._depth):
+            # Windows first: what the others append is shorter than what was there.
+            for measure in (self._windows, self._by_hand, self._by_size, self._forks, self._depth):
                 async for comparison in measure(contexts):
                     yield comparison
         finally:
             await self._store.aclose()
-            await self._handwritten.aclose()
+            await self._pooled.aclose()
+            await self._bare.aclose()
             await self._admin.close()
 
     async def _load(self) -> Contexts:
@@ -110,33 +114,33 @@ class Bench:
         versions = itertools.count(1_001)
         answer: dict[str, object] = {"role": "assistant", "content": ANSWER}
 
-        def ours(message: dict[str, object]) -> Call:
+        def append(message: dict[str, object]) -> Call:
             return lambda: self._store.append(contexts.ours, message)
 
-        async def theirs() -> None:
-            version = next(versions)
-            await self._handwritten.insert(
-                contexts.theirs, version, "assistant", ANSWER, ANSWER_TOKENS
+        def insert(by_hand: Handwritten) -> Call:
+            return lambda: by_hand.insert(
+                contexts.theirs, next(versions), "assistant", ANSWER, ANSWER_TOKENS
             )
 
-        insert = ("asyncpg INSERT of the same row", theirs)
-        counted = ours(answer | {"token_count": ANSWER_TOKENS})
         rounds = self._scale.rounds
-        yield await compare(rounds, ("append one message", counted), insert, target=1.3)
+        counted = append(answer | {"token_count": ANSWER_TOKENS})
+        pooled = ("INSERT of the same row, asyncpg's pool", insert(self._pooled))
+        bare = ("INSERT, one connection", insert(self._bare))
+        yield await compare(rounds, ("append one message", counted), pooled, target=1.3)
         await self._set_synchronous_commit("off")
-        yield await compare(rounds, ("… with synchronous_commit=off", counted), insert)
-        yield await compare(rounds, ("… and tokens counted by the store", ours(answer)), insert)
+        yield await compare(rounds, ("… with synchronous_commit=off", counted), pooled)
+        yield await compare(rounds, ("… with synchronous_commit=off", counted), bare)
+        yield await compare(rounds, ("… and tokens counted by the store", append(answer)), pooled)
         await self._set_synchronous_commit("on")
 
-        def select() -> Awaitable[object]:
-            return self._handwritten.select(contexts.thousand, HISTORY_LIMIT)
+        def select(by_hand: Handwritten) -> Call:
+            return lambda: by_hand.select(contexts.thousand, HISTORY_LIMIT)
 
-        yield await compare(
-            rounds,
-            (f"history(limit={HISTORY_LIMIT})", self._history(contexts.thousand)),
-            ("asyncpg SELECT of the same rows", select),
-            target=1.3,
-        )
+        history = (f"history(limit={HISTORY_LIMIT})", self._history(contexts.thousand))
+        pooled = ("SELECT of the same rows, asyncpg's pool", select(self._pooled))
+        bare = ("SELECT, one connection", select(self._bare))
+        yield await compare(rounds, history, pooled, target=1.3)
+        yield await compare(rounds, history, bare)
 
     async def _by_size(self, contexts: Contexts) -> AsyncIterator[Comparison]:
         """Compare append and history in a long context with those in a short one."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from benchmarks.conversations import conversation
 from benchmarks.server import run
 from benchmarks.timing import Comparison
+from pgcontext.ids import uuid7
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -71,9 +72,9 @@ class FileImports:
 
     def __init__(self, url: str, file: Path = RECORDED) -> None:
         self._url = url
-        self.recorded = file.exists()
+        self._recorded = file.exists()
         self._runs: list[dict[str, Any]] = (
-            json.loads(file.read_text("utf-8")) if self.recorded else _made_up()
+            json.loads(file.read_text("utf-8")) if self._recorded else _made_up()
         )
 
     def run(self) -> Iterator[Comparison]:
@@ -85,8 +86,9 @@ class FileImports:
         (small, small_peak), (large, large_peak) = results
         conversations = [tally["conversations"] for tally in (small, large)]
         names = [f"{count:,} conversations" for count in conversations]
+        kind = "recorded" if self._recorded else "made-up"
         yield Comparison(
-            what=f"pgcontext import, peak memory, {names[1]}",
+            what=f"pgcontext import of {kind} runs, peak memory, {names[1]}",
             against=names[0],
             ours=large_peak,
             theirs=small_peak,
@@ -94,7 +96,7 @@ class FileImports:
             unit="MB",
         )
         yield Comparison(
-            what=f"pgcontext import, messages a second, {names[1]}",
+            what="… messages a second",
             against=names[0],
             ours=large["messages"] / large["seconds"],
             theirs=small["messages"] / small["seconds"],
@@ -116,6 +118,7 @@ class FileImports:
             [
                 *(sys.executable, "-c", WITH_PEAK),
                 *(sys.executable, "-m", "pgcontext.cli", "import", str(file), "--json"),
+                *("--tenant", str(uuid7())),
             ],
             DATABASE_URL=self._url,
         )
