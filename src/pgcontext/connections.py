@@ -13,6 +13,8 @@ from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from pgcontext import limits
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -33,7 +35,7 @@ class Connections:
         most: how many there may be at once.
         idle_seconds: for how long one that nobody used is still trusted. By the wall clock, since
             while a function is frozen no other goes on; one that was set back is not trusted.
-        close_seconds: how long a graceful end may take.
+        close_seconds: how long those in use have to come back when all are closed.
     """
 
     def __init__(
@@ -127,7 +129,7 @@ class Connections:
     async def _discard(self, connection: Connection) -> None:
         try:
             with suppress(Exception):  # it was broken, and now it is gone
-                await connection.close(timeout=self._close_seconds)
+                await connection.close(timeout=min(self._close_seconds, limits.CLOSE_SECONDS_MAX))
         finally:
             self._opened.discard(connection)
             self._turns.release()

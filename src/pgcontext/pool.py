@@ -172,7 +172,10 @@ class Pool:
         started = time.perf_counter()
         usable = False
         try:
-            result = await _in_time(once(connection))
+            work = once(connection)
+            result = await (
+                work if _deadline.get() is None else _in_time(work)
+            )  # no needless timer
             usable = True
         except TimeoutError as error:
             # Not tried again: the time the caller gave for it is used up.
@@ -221,7 +224,7 @@ class Pool:
             functools.partial(_connect, arguments, url.connect_seconds or settings.connect_seconds),
             most=settings.pool_size,
             idle_seconds=limits.POOL_IDLE_SECONDS_MAX,
-            close_seconds=limits.CLOSE_SECONDS_MAX,
+            close_seconds=settings.acquire_seconds,
         )
         return self._by_loop.setdefault(loop, made)
 
@@ -296,9 +299,7 @@ def _left(seconds: float) -> float:
 async def _in_time(work: Awaitable[T]) -> T:
     """Wait for what has its own bounds, and no longer than the caller's time lasts."""
     deadline = _deadline.get()
-    if deadline is None:
-        return await work  # no timer is needed
-    async with asyncio.timeout(deadline - time.monotonic()):
+    async with asyncio.timeout(None if deadline is None else deadline - time.monotonic()):
         return await work
 
 

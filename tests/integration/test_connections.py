@@ -1,18 +1,19 @@
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 
 import asyncpg
 import pytest
 
-from pgcontext import ContextStore, UnavailableError, limits
+from pgcontext import ContextStore, UnavailableError
 from pgcontext.connections import AllInUseError, Connections
 
 
 @pytest.fixture
 async def two(database_url: str) -> AsyncIterator[Connections]:
     """At most two connections to the test's database."""
-    connections = Connections(lambda: asyncpg.connect(database_url), most=2, close_seconds=0.5)
+    connections = Connections(
+        lambda: asyncpg.connect(database_url), most=2, idle_seconds=30, close_seconds=0.5
+    )
     yield connections
     await connections.aclose()
 
@@ -71,7 +72,7 @@ async def test_a_connection_that_cannot_be_made_takes_no_place(database_url: str
             raise failure
         return await asyncpg.connect(database_url)
 
-    connections = Connections(connect, most=1, close_seconds=1)
+    connections = Connections(connect, most=1, idle_seconds=30, close_seconds=1)
     for kind in (OSError, TimeoutError, asyncpg.TooManyConnectionsError):
         with pytest.raises(kind):
             await connections.acquire(1)
@@ -113,40 +114,12 @@ async def test_closing_waits_for_those_in_use(two: Connections) -> None:
 
 async def test_closing_does_not_wait_for_ever(database_url: str) -> None:
     """A connection that doesn't come back in time is cut off."""
-    connections = Connections(lambda: asyncpg.connect(database_url), most=1, close_seconds=0.05)
+    connections = Connections(
+        lambda: asyncpg.connect(database_url), most=1, idle_seconds=30, close_seconds=0.05
+    )
     kept = await connections.acquire(1)
     await connections.aclose()
     assert kept.is_closed()
-
-
-async def test_idle_connections_are_dropped_after_a_while(
-    store: ContextStore, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the wall clock, as after a thaw: the next call makes a connection of its own."""
-    other = (
-        "SELECT pid FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    context = await store.create()
-    first = await connection.fetchval(other)
-    await store.get(context.id)
-    assert await connection.fetchval(other) == first
-    monkeypatch.setattr(limits, "POOL_IDLE_SECONDS_MAX", 0.0)
-    await store.get(context.id)
-    assert await connection.fetchval(f"{other} AND pid <> {first}") is not None
-
-
-@pytest.mark.filterwarnings(
-    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
-)
-def test_connections_of_a_loop_that_is_gone_are_left_to_it(database_url: str) -> None:
-    """Each `asyncio.run` makes connections of its own; closing later is no error."""
-    store = ContextStore(database_url)
-    context = asyncio.run(store.create())
-    for _ in range(3):
-        assert asyncio.run(store.get(context.id)) == context
-    asyncio.run(store.aclose())
-    gc.collect()  # only their loop could have closed those sockets without a warning
 
 
 async def test_a_closed_store_opens_again(store: ContextStore) -> None:
