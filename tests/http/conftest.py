@@ -9,7 +9,7 @@ import pytest
 
 from pgcontext.http import create_app
 from pgcontext.keys import Keys
-from tests.support.http import Client
+from tests.support.asgi import Client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -18,7 +18,7 @@ from pgcontext.http.operations import OPERATIONS
 from pgcontext.http.problems import UnauthorizedError
 from pgcontext.keys import KeyNotFoundError, Keys, read
 from tests.support import DIMENSIONS
-from tests.support.http import Answer, Client
+from tests.support.asgi import Answer, Client
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -18,7 +18,7 @@ from pgcontext.http.problems import KINDS, URN
 from tests.support import DIMENSIONS
 
 if TYPE_CHECKING:
-    from tests.support.http import Client
+    from tests.support.asgi import Client
 
 SHIPPED: Final[dict[str, Any]] = json.loads(DOCUMENT.read_bytes())
 # What of the store is no route of its own: making one, closing it, reading page by page.

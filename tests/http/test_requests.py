@@ -23,7 +23,7 @@ from pgcontext import (
 )
 from pgcontext.http import create_app
 from pgcontext.http.problems import KINDS, kind_of, problem_of
-from tests.support.http import Client
+from tests.support.asgi import Client
 from tests.support.modules import HEAVY, loaded_by
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from pgcontext import limits
 from pgcontext.http import create_app
 from tests.support import DIMENSIONS
-from tests.support.http import Client
+from tests.support.asgi import Client
 
 if TYPE_CHECKING:
     import asyncpg
