@@ -4,12 +4,13 @@ PYTHON ?=
 INPUT ?=
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+BUNDLE_ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench pins clean
+.PHONY: help setup demo test check format bench bundle pins clean
 
 help: ## Say what can be made.
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -32,6 +33,9 @@ format: setup ## Format the code and mend what Ruff can mend.
 
 bench: setup ## Measure, and write docs/benchmarks.md; BENCH_ARGS=--quick for a first look.
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bundle: setup ## Build what AWS Lambda runs; BUNDLE_ARGS='--arch x86_64' for another processor.
+	@$(BIN)/python scripts/build_lambda_bundle.py $(BUNDLE_ARGS)
 
 setup: .venv/.installed-dev ## Make .venv with everything that the other targets need.
 	@:

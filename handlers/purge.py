@@ -25,24 +25,36 @@ def handler(event: object, context: object) -> dict[str, int]:  # noqa: ARG001 (
         ContextStoreError: what stands in the way, in one sentence.
     """
     given = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
-    return asyncio.run(purge(given.get("tenant_ids"), given.get("older_than_days")))
+    return asyncio.run(_purge(given.get("tenant_ids"), given.get("older_than_days")))
 
 
-async def purge(tenant_ids: list[str] | None, days: float | None) -> dict[str, int]:
-    """Purge for each of the tenants; None is the default one, and the days of the settings."""
-    async with ContextStore.from_env() as store:
-        days = store.settings.purge_days if days is None else days
-        try:
-            older_than = timedelta(days=days)
-        except (OverflowError, TypeError, ValueError):
-            msg = "older_than_days must be a number of days."
-            raise InvalidInputError(msg) from None
-        stores = [store] if tenant_ids is None else [store.for_tenant(each) for each in tenant_ids]
-        reports = [await each.purge(older_than=older_than) for each in stores]
+async def purge(
+    store: ContextStore, tenant_ids: list[str] | None = None, days: float | None = None
+) -> dict[str, int]:
+    """Purge for each of the tenants.
+
+    Args:
+        store: whose database.
+        tenant_ids: whose contexts; None is the store's own tenant.
+        days: how long ago what goes was deleted or expired; None is what the settings say.
+    """
+    days = store.settings.purge_days if days is None else days
+    try:
+        older_than = timedelta(days=days)
+    except (OverflowError, TypeError, ValueError):
+        msg = "older_than_days must be a number of days."
+        raise InvalidInputError(msg) from None
+    stores = [store] if tenant_ids is None else [store.for_tenant(each) for each in tenant_ids]
+    reports = [await each.purge(older_than=older_than) for each in stores]
     return {
         "contexts": sum(report.contexts for report in reports),
         "messages": sum(report.messages for report in reports),
     }
+
+
+async def _purge(tenant_ids: list[str] | None, days: float | None) -> dict[str, int]:
+    async with ContextStore.from_env() as store:
+        return await purge(store, tenant_ids, days)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from pgcontext import rows
+from pgcontext.errors import InvalidInputError
 from pgcontext.models import Hit, Message
 
 if TYPE_CHECKING:
@@ -63,7 +64,11 @@ def _diverse(
 
     Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
     """
-    import numpy as np
+    try:
+        import numpy as np
+    except ImportError:  # a function's bundle leaves it out
+        msg = "diversity needs numpy, which is not installed here."
+        raise InvalidInputError(msg) from None
 
     if not hits:
         return []

@@ -33,25 +33,21 @@ def job(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DATABASE_URL", database_url)
 
 
-async def test_the_setting_says_how_old_is_old(
-    job: None, make_store: Callable[..., ContextStore], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_setting_says_how_old_is_old(make_store: Callable[..., ContextStore]) -> None:
     """With the default of 30 days nothing goes that was deleted just now; with 0 it does."""
     await deleted_context(make_store())
-    assert await purge(None, None) == NOTHING
-    monkeypatch.setenv("PGCONTEXT_PURGE_DAYS", "0")
-    assert await purge(None, None) == {"contexts": 1, "messages": 2}
-    assert await purge(None, None) == NOTHING
+    assert await purge(make_store()) == NOTHING
+    at_once = make_store(purge_days=0)
+    assert await purge(at_once) == {"contexts": 1, "messages": 2}
+    assert await purge(at_once) == NOTHING
 
 
-async def test_only_the_named_tenants_are_purged(
-    job: None, make_store: Callable[..., ContextStore]
-) -> None:
+async def test_only_the_named_tenants_are_purged(make_store: Callable[..., ContextStore]) -> None:
     """The job keeps to the tenants of its event, and to the default one without any."""
     one, other = uuid4(), uuid4()
     stores = [make_store(), make_store(tenant_id=one), make_store(tenant_id=other)]
     made = [await deleted_context(store) for store in stores]
-    assert await purge([str(one)], 0) == {"contexts": 1, "messages": 2}
+    assert await purge(stores[0], [str(one)], 0) == {"contexts": 1, "messages": 2}
     for store, context_id in zip(stores[::2], made[::2], strict=True):
         assert (await store.get(context_id, include_deleted=True)).deleted_at is not None
 
