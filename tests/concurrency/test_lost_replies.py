@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 
 
 class Family(NamedTuple):
-    """A tenant's store and three contexts: a parent, its fork, and a deleted one."""
+    """A tenant's store: a parent and a fork that both went on, one that did not, a deleted one."""
 
     store: ContextStore
     trunk: UUID
     fork: UUID
+    still: UUID
     deleted: UUID
 
 
@@ -49,17 +50,17 @@ CHANGES: Final[dict[str, Callable[[Family], Awaitable[Any]]]] = {
     "append": lambda f: f.store.append(f.trunk, [said("a"), said("b")]),
     "append with a key": lambda f: f.store.append(f.trunk, said("k"), idempotency_key="key"),
     "append at a version": lambda f: f.store.append(
-        f.trunk, [said("a"), said("b")], expected_version=4
+        f.trunk, [said("a"), said("b")], expected_version=5
     ),
     "append at a version with a key": lambda f: f.store.append(
-        f.trunk, said("a"), expected_version=4, idempotency_key="key"
+        f.trunk, said("a"), expected_version=5, idempotency_key="key"
     ),
     "append with an id": lambda f: f.store.append(f.trunk, said("i") | {"id": uuid4()}),
     "append from a generator": lambda f: f.store.append(f.trunk, (said(c) for c in "xyz")),
     "fork": lambda f: f.store.fork(f.trunk, name="forked"),
     "fork at a version": lambda f: f.store.fork(f.trunk, at_version=3, id=uuid4()),
-    "merge": lambda f: f.store.merge(f.fork, into=f.trunk),
-    "merge with rebase": lambda f: f.store.merge(f.trunk, into=f.fork, rebase=True),
+    "merge": lambda f: f.store.merge(f.fork, into=f.still),
+    "merge with rebase": lambda f: f.store.merge(f.fork, into=f.trunk, rebase=True),
     "delete": lambda f: f.store.delete(f.trunk),
     "restore": lambda f: f.store.restore(f.deleted),
     "delete_messages": lambda f: f.store.delete_messages(f.trunk, [1, 3]),
@@ -83,11 +84,13 @@ async def family(store: ContextStore) -> Family:
     await store.append(trunk.id, [said(f"{i}") for i in range(1, 5)])
     await store.delete_messages(trunk.id, [2])
     fork = await store.fork(trunk.id, name="fork")
-    await store.append(fork.id, said("5"))
+    await store.append(fork.id, [said("5"), said("6")])
+    still = await store.fork(trunk.id, name="still")
+    await store.append(trunk.id, said("t"))
     deleted = await store.create(name="deleted")
     await store.append(deleted.id, said("1"))
     await store.delete(deleted.id)
-    return Family(store, trunk.id, fork.id, deleted.id)
+    return Family(store, trunk.id, fork.id, still.id, deleted.id)
 
 
 def portrait_of_a_context(context: Context) -> dict[str, Any]:
@@ -158,7 +161,10 @@ async def test_a_change_whose_replies_are_all_lost_is_unavailable_and_happens_on
     store: ContextStore, proxy: LossyProxy
 ) -> None:
     """The caller learns that the outcome is unknown; it happened, and once."""
-    changes = ("append", "fork at a version", "merge", "delete", "delete_messages", "create")
+    changes = (
+        *("append", "fork at a version", "merge", "merge with rebase", "delete"),
+        *("delete_messages", "create"),
+    )
     async with ContextStore(proxy.url) as unlucky:
         for name in changes:
             control, trial = await family(store), await family(store)
@@ -184,10 +190,10 @@ async def test_the_caller_may_try_again_with_an_idempotency_key(
             await unlucky.append(trial.trunk, [said("a"), said("b")], idempotency_key="k")
         proxy.losses = 0
         again = await unlucky.append(trial.trunk, [said("a"), said("b")], idempotency_key="k")
-    assert [(m.version, m.content, m.replayed) for m in again] == [(5, "a", True), (6, "b", True)]
+    assert [(m.version, m.content, m.replayed) for m in again] == [(6, "a", True), (7, "b", True)]
     assert [
         m.content for m in await view(store.for_tenant(trial.store.tenant_id), trial.trunk)
-    ] == [*("1", "3", "4", "a", "b")]
+    ] == [*("1", "3", "4", "t", "a", "b")]
 
 
 async def test_a_retry_does_not_take_what_others_made_for_its_own(
@@ -223,7 +229,7 @@ async def test_a_retry_after_a_lost_request_still_finds_the_conflict(
         calls: list[tuple[type[Exception], Callable[[], Awaitable[Any]]]] = [
             (
                 VersionConflictError,
-                lambda: unlucky.append(f.trunk, said("x"), expected_version=4),
+                lambda: unlucky.append(f.trunk, said("x"), expected_version=5),
             ),
             (
                 IdempotencyConflictError,
