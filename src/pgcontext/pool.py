@@ -113,6 +113,7 @@ class Pool:
 
     async def aclose(self) -> None:
         """Close the connections of this event loop, and abandon those of loops that are gone."""
+        self._leave_the_parents()
         connections = self._by_loop.pop(asyncio.get_running_loop(), None)
         self._abandon_dead_loops()
         if connections is not None:
@@ -173,9 +174,9 @@ class Pool:
         usable = False
         try:
             work = once(connection)
-            result = await (
-                work if _deadline.get() is None else _in_time(work)
-            )  # no needless timer
+            if _deadline.get() is not None:  # otherwise no timer is needed
+                work = _in_time(work)
+            result = await work
             usable = True
         except TimeoutError as error:
             # Not tried again: the time the caller gave for it is used up.
@@ -190,7 +191,7 @@ class Pool:
                 raise UniqueViolationError(error.constraint_name or "") from None
             raise _refusal(name, error) from _speechless(error)
         except (asyncpg.InterfaceError, asyncpg.InternalClientError, OSError) as error:
-            raise translate(error) from error
+            raise translate(error) from _speechless(error)
         finally:
             connections.release(connection, usable=usable)
         _log_duration(name, (time.perf_counter() - started) * 1_000)
@@ -198,12 +199,15 @@ class Pool:
 
     async def _current(self) -> Connections:
         """Return this loop's connections."""
+        self._leave_the_parents()
+        return self._by_loop.get(asyncio.get_running_loop()) or await self._make()
+
+    def _leave_the_parents(self) -> None:
+        """After a fork the sockets are the parent's too: keep them, and never touch them."""
         if self._process_id != os.getpid():
-            # After a fork the sockets are the parent's too: keep them, and never touch them.
             self._of_parents.append(dict(self._by_loop))
             self._by_loop = WeakKeyDictionary()
             self._process_id = os.getpid()
-        return self._by_loop.get(asyncio.get_running_loop()) or await self._make()
 
     async def _make(self) -> Connections:
         loop = asyncio.get_running_loop()
@@ -368,5 +372,5 @@ def translate(error: Exception) -> ContextStoreError:
 
 
 def _speechless(error: Exception) -> Exception | None:
-    """Return the cause that may be shown: the server's DETAIL quotes the row that it refused."""
-    return None if isinstance(error, asyncpg.PostgresError) else error
+    """Return the cause that may be shown: some quote the row or the argument that was refused."""
+    return None if isinstance(error, (asyncpg.PostgresError, asyncpg.DataError)) else error

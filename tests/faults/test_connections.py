@@ -371,7 +371,7 @@ def test_without_tracing_nothing_of_it_is_loaded() -> None:
 
 
 def test_a_forked_child_and_its_parent_share_nothing(database_url: str) -> None:
-    """Both go on at once, the child warns of nothing, and ending it harms no connection."""
+    """Both go on at once, the child warns of nothing, and what it closes is its own."""
     store = ContextStore(database_url)
     with asyncio.Runner() as runner:
         context = runner.run(store.create())
@@ -380,17 +380,27 @@ def test_a_forked_child_and_its_parent_share_nothing(database_url: str) -> None:
             code = 1
             try:
                 warnings.simplefilter("error")
+                asyncio.run(store.aclose())
                 for _ in range(20):
                     asyncio.run(store.append(context.id, SAID))
+                asyncio.run(store.aclose())
                 gc.collect()
                 code = 0
             finally:
                 os._exit(code)
+        [before] = runner.run(_pids(store))
         for _ in range(20):
             runner.run(store.append(context.id, SAID))
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert runner.run(store.get(context.id)).message_count == 40
+        assert runner.run(_pids(store)) == [before]
         runner.run(store.aclose())
+
+
+async def _pids(store: ContextStore) -> list[int]:
+    """The server's processes behind this loop's connections."""
+    connections = store._pool._by_loop[asyncio.get_running_loop()]
+    return [connection.get_server_pid() for connection in connections._opened]
 
 
 async def start(code: str, database_url: str) -> asyncio.subprocess.Process:
