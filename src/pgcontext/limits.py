@@ -52,12 +52,14 @@ KEY_CACHE_SECONDS_MAX: Final = 300.0
 KEY_GRACE_SECONDS_MAX: Final = 30 * 86_400
 REQUEST_BODY_BYTES_MAX: Final = 16 * 1024 * 1024
 REQUEST_QUERY_BYTES_MAX: Final = 64 * 1024
+REQUEST_BODY_SECONDS_MAX: Final = 30.0
 RETRY_AFTER_SECONDS: Final = 2
 
 # A function: what it may return (Lambda's own bound, less what goes around a body), and how long
 # before its time is up an answer is given, and what was cut off may take to end.
 FUNCTION_ANSWER_BYTES_MAX: Final = 5 * 1024 * 1024
 FUNCTION_MARGIN_SECONDS: Final = 0.5
+FUNCTION_LEAD_SECONDS: Final = 0.1
 FUNCTION_SETTLE_SECONDS: Final = 0.25
 
 # Embeddings. pgvector indexes `halfvec` up to 4,000 dimensions.

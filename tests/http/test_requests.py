@@ -278,6 +278,32 @@ async def test_a_client_that_goes_away_is_not_answered(admin: Client) -> None:
     assert (await admin("GET", "/v1/contexts")).value["items"] == []
 
 
+async def test_a_body_that_does_not_arrive_is_408(
+    admin: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A caller that sends slowly, or nothing, holds a request for a bounded time only."""
+    monkeypatch.setattr(limits, "REQUEST_BODY_SECONDS_MAX", 0.05)
+    got: list[Any] = []
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.sleep(0.02)
+        return {"type": "http.request", "body": b" ", "more_body": True}
+
+    async def send(message: Any) -> None:
+        got.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/contexts",
+        "query_string": b"",
+        "headers": [(b"authorization", f"Bearer {admin.key}".encode())],
+    }
+    await admin.app(scope, receive, send)
+    assert got[0]["status"] == 408
+    assert b"request-timeout" in got[1]["body"]
+
+
 async def test_many_requests_share_three_connections(admin: Client, context: str) -> None:
     """They wait for each other, and none is lost."""
     message = {"role": "user", "content": "x", "token_count": 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ from pgcontext.http.bodies import AS_JSON, IDEMPOTENCY_KEY, REPEATED, Nothing
 from pgcontext.http.operations import OPERATIONS, Operation, Request
 from pgcontext.http.problems import (
     MethodNotAllowedError,
+    RequestTimeoutError,
     RouteNotFoundError,
     UnsupportedMediaTypeError,
     answer,
@@ -221,7 +223,12 @@ async def _body(
     decoder: msgspec.json.Decoder[Any],
 ) -> Any:  # noqa: ANN401 (a body)
     """Read and decode the body, never more of it than is accepted."""
-    content = await _content(headers, receive)
+    try:
+        async with asyncio.timeout(limits.REQUEST_BODY_SECONDS_MAX):
+            content = await _content(headers, receive)
+    except TimeoutError:
+        msg = f"The body must arrive within {limits.REQUEST_BODY_SECONDS_MAX:g} s."
+        raise RequestTimeoutError(msg) from None
     kind = headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
     if kind != b"application/json" or headers.get(b"content-encoding", b"identity") != b"identity":
         msg = "The body must be JSON: Content-Type: application/json, without Content-Encoding."

@@ -30,6 +30,7 @@ from pgcontext.http.problems import (
     URN,
     ForbiddenError,
     Problem,
+    RequestTimeoutError,
     UnauthorizedError,
     UnsupportedMediaTypeError,
     kind_of,
@@ -184,7 +185,7 @@ def _errors(operation: Operation) -> list[type[Exception]]:
     if operation.scope is not None:
         errors += [UnauthorizedError, ForbiddenError, InvalidInputError, LimitExceededError]
     if operation.body is not Nothing:
-        errors += [UnsupportedMediaTypeError]
+        errors += [UnsupportedMediaTypeError, RequestTimeoutError]
     return errors
 
 

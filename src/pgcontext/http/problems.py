@@ -62,6 +62,12 @@ class UnsupportedMediaTypeError(ContextStoreError):
     """The body is not JSON."""
 
 
+class RequestTimeoutError(ContextStoreError):
+    """The body did not arrive in time. Nothing was done."""
+
+    retryable = True
+
+
 class NotReadyError(ContextStoreError):
     """The database is not migrated to what this code needs."""
 
@@ -132,6 +138,7 @@ KINDS: Final[tuple[tuple[type[Exception], Kind], ...]] = (
         UnsupportedMediaTypeError,
         Kind("unsupported-media-type", 415, "The body is of another type than JSON."),
     ),
+    (RequestTimeoutError, Kind("request-timeout", 408, "The body did not arrive in time.")),
     (PoolTimeoutError, Kind("busy", 503, "No connection became free in time.", _UNAVAILABLE)),
     (UnavailableError, Kind("unavailable", 503, "The database is not available.", _UNAVAILABLE)),
     (
