@@ -82,7 +82,8 @@ def refusal(error: ContextStoreError) -> dict[str, dict[str, Any]]:
 
     A version conflict says `expected` and `actual` too, which a caller needs to go on.
     """
-    said: dict[str, Any] = {"type": type(error).__name__, "detail": str(error)}
+    public = next(kind for kind in type(error).__mro__ if not kind.__name__.startswith("_"))
+    said: dict[str, Any] = {"type": public.__name__, "detail": str(error)}
     if isinstance(error, VersionConflictError):
         said |= {"expected": error.expected, "actual": error.actual}
     return {"error": said}

@@ -8,7 +8,13 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from pgcontext import ContextNotFoundError, ContextStore, InvalidInputError, VersionConflictError
+from pgcontext import (
+    ContextNotFoundError,
+    ContextStore,
+    InvalidInputError,
+    UnavailableError,
+    VersionConflictError,
+)
 from pgcontext.operations import OPERATIONS, call, refusal
 
 if TYPE_CHECKING:
@@ -142,6 +148,15 @@ def test_a_refusal_is_a_type_and_a_sentence() -> None:
         1,
         3,
     )
+
+
+def test_a_refusal_names_a_class_that_callers_know() -> None:
+    """A private kind of a public error goes by the public name."""
+
+    class _OverdueError(UnavailableError):
+        pass
+
+    assert refusal(_OverdueError("too late"))["error"]["type"] == "UnavailableError"
 
 
 async def test_calls_are_refused_as_the_method_refuses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -10,6 +11,7 @@ import msgspec
 from pgcontext import limits, operations
 from pgcontext.aws import gateway, queue
 from pgcontext.errors import ContextStoreError, LimitExceededError, UnavailableError
+from pgcontext.pool import within
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -61,18 +63,21 @@ class Function:
             self._loop = None
 
     async def _answer(self, event: Any, context: Invocation | None) -> Any:  # noqa: ANN401
-        until = _until(context)
+        seconds = _seconds_left(context)
+        until = asyncio.get_running_loop().time() + seconds
         form = gateway.form_of(event)
         try:
-            if form is not None:
-                return await self._request(event, form, context, until)
-            if queue.is_batch(event):
-                return await queue.append_records(self._store, event["Records"], until=until)
-            return await self._call(event, until)
+            # What waits for the database ends first, since it can say more exactly what happened.
+            with within(seconds - limits.FUNCTION_LEAD_SECONDS):
+                if form is not None:
+                    return await self._request(event, form, context, until)
+                if queue.is_batch(event):
+                    return await queue.append_records(self._store, event["Records"], until=until)
+                return await self._call(event, until)
         finally:
             await _settle()
 
-    async def _call(self, request: object, until: float | None) -> Any:  # noqa: ANN401
+    async def _call(self, request: object, until: float) -> Any:  # noqa: ANN401
         try:
             result = await _in_time(operations.call(self._store, request), until)
             if len(msgspec.json.encode(result)) > limits.FUNCTION_ANSWER_BYTES_MAX:
@@ -82,7 +87,7 @@ class Function:
         return result
 
     async def _request(
-        self, event: Event, form: Form, context: Invocation | None, until: float | None
+        self, event: Event, form: Form, context: Invocation | None, until: float
     ) -> dict[str, Any]:
         application = self._http()
         scope = gateway.scope_of(event, form, context, base_path=self._store.settings.base_path)
@@ -111,15 +116,14 @@ _TOO_LARGE: Final = (
 )
 
 
-def _until(context: Invocation | None) -> float | None:
-    """Return when to give up, by the loop's clock; None where nobody says."""
+def _seconds_left(context: Invocation | None) -> float:
+    """Return how long the answer may take; without end where nobody says."""
     if context is None:
-        return None
-    left_seconds = context.get_remaining_time_in_millis() / 1_000
-    return asyncio.get_running_loop().time() + left_seconds - limits.FUNCTION_MARGIN_SECONDS
+        return math.inf
+    return context.get_remaining_time_in_millis() / 1_000 - limits.FUNCTION_MARGIN_SECONDS
 
 
-async def _in_time(work: Awaitable[T], until: float | None) -> T:
+async def _in_time(work: Awaitable[T], until: float) -> T:
     bound = asyncio.timeout_at(until)
     try:
         async with bound:

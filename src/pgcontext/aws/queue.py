@@ -32,7 +32,7 @@ def is_batch(event: object) -> bool:
 
 
 async def append_records(
-    store: ContextStore, records: list[Record], *, until: float | None
+    store: ContextStore, records: list[Record], *, until: float
 ) -> dict[str, list[dict[str, str]]]:
     """Append what the records say, and return those that the queue must keep.
 
@@ -45,7 +45,7 @@ async def append_records(
     Args:
         store: where; a record may name another tenant.
         records: of the event, at most 10,000.
-        until: when to give up on what isn't done, by the loop's clock; None is never.
+        until: when to give up on what isn't done, by the loop's clock.
     """
     turns = asyncio.Semaphore(store.settings.pool_size)
     groups: dict[object, list[Record]] = {}
@@ -62,7 +62,7 @@ async def append_records(
 
 
 async def _append_group(
-    store: ContextStore, group: list[Record], turns: asyncio.Semaphore, until: float | None
+    store: ContextStore, group: list[Record], turns: asyncio.Semaphore, until: float
 ) -> list[Record]:
     failed: list[Record] = []
     for place, record in enumerate(group):
