@@ -92,7 +92,7 @@ async def test_a_query_of_signs_alone_finds_nothing(store: ContextStore, query: 
 async def test_no_query_makes_the_search_fail(store: ContextStore, seed: int) -> None:
     """Addresses, paths, quotes and operators in any order are words, or nothing."""
     await talk(store, "see http://a.b/c\\d, C:\\dir\\file.txt and o'neil@a.bc")
-    draw = random.Random(seed)  # noqa: S311 (no secret)
+    draw = random.Random(seed)
     for _ in range(100):
         start = draw.choice(["", "http://a.b/", "a.b@c.de"])
         query = start + "".join(draw.choices("\\'\"&|!:*()<>@./-_~#?=%+,; abE01é字", k=20))

@@ -91,7 +91,7 @@ def test_count_of_a_megabyte_equals_tiktoken(
     name: str, official: Callable[[str], tiktoken.Encoding]
 ) -> None:
     """A text of a megabyte, of all kinds mixed, counts exactly too."""
-    mixed = random.Random(7)  # noqa: S311
+    mixed = random.Random(7)
     kinds = [text for text in TEXTS.values() if len(text) < 1_000]
     text = ""
     while len(text.encode()) < 1_000_000:
