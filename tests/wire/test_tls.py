@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 import ssl
 from datetime import UTC, datetime, timedelta
@@ -178,3 +179,20 @@ async def test_tls_from_the_first_byte(front: Callable[..., Any], authority: Aut
     assert server.secured == 1
     expired = await front(authority.expired, direct=True)
     assert "certificate" in await refusal(expired.url(**parameters, sslrootcert=authority.file))
+
+
+async def test_what_a_closed_loop_left_is_closed_through_tls_too(
+    front: Callable[..., Any], authority: Authority
+) -> None:
+    """A loop for each request, over TLS: no socket is left to the garbage collector to warn of."""
+    server = await front(authority.good)
+    store = ContextStore(server.url(sslmode="verify-full", sslrootcert=authority.file))
+
+    def requests() -> None:
+        for _ in range(3):
+            asyncio.run(store.create())
+        asyncio.run(store.aclose())
+        gc.collect()
+
+    await asyncio.to_thread(requests)
+    assert server.secured == 3
