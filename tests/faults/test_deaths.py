@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from uuid import UUID
 
 ROOT: Final = Path(__file__).parents[2]
-KILLS: Final = int(os.environ.get("PGCONTEXT_FAULTS", "1000")) // 50
+KILLS: Final = max(int(os.environ.get("PGCONTEXT_FAULTS", "1000")) // 50, 5)
 AT_ONCE: Final = 5
 DISK_MEGABYTES: Final = 192
 BALLAST_MEGABYTES: Final = 40
