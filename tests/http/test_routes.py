@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -260,6 +261,26 @@ async def test_ready_is_who_is_migrated(anybody: Client, connection: asyncpg.Con
     await connection.execute("DROP TABLE pgcontext_alembic_version")
     refused = await anybody("GET", "/readyz")
     assert (refused.status, refused.type) == (503, "not-ready")
+
+
+async def test_a_database_from_before_the_keys_lets_nobody_in(
+    empty_database_url: str,
+) -> None:
+    """The store works there, and the application says that the service isn't ready."""
+    from pgcontext import ContextStore, Settings, migrate
+
+    settings = Settings.from_env({}, url=empty_database_url, dimensions=DIMENSIONS)
+    assert await asyncio.to_thread(migrate.upgrade, revision="0001", settings=settings) == "0001"
+    async with ContextStore(settings=settings) as store:
+        context = await store.create(name="a")
+        await store.append(context.id, user("x"))
+        client = Client(create_app(store), f"pgc_{UUID(int=0).hex}_{UUID(int=1).hex}_x")
+        assert (await client("GET", "/readyz")).type == "not-ready"
+        assert (await client("GET", "/v1/contexts")).type == "not-ready"
+        await asyncio.to_thread(migrate.upgrade, settings=settings)
+        assert (await client("GET", "/readyz")).status == 200
+        assert (await client("GET", "/v1/contexts")).type == "unauthorized"
+        assert len(await store.history(context.id)) == 1
 
 
 async def test_an_application_closes_the_store_that_it_made(database_url: str) -> None:
