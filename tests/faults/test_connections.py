@@ -13,7 +13,7 @@ import time
 import warnings
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from opentelemetry import trace
@@ -243,7 +243,7 @@ async def test_connections_that_fell_silent_are_replaced_in_seconds(
 ) -> None:
     """All three are dropped without a word: each caller is told in time, the next is served."""
     async with Proxy(database_url) as proxy:
-        store = make_store(url=proxy.url, statement_seconds=0.3)
+        store = make_store(url=proxy.url, statement_seconds=0.5)
         context = await store.create()
         await asyncio.gather(*(store.get(context.id) for _ in range(20)))
         proxy.arm(*(Fault("silence", "reply", 0) for _ in range(3)))
@@ -252,9 +252,9 @@ async def test_connections_that_fell_silent_are_replaced_in_seconds(
             *(store.get(context.id) for _ in range(3)), return_exceptions=True
         )
         assert {type(result).__mro__[1] for result in results} == {UnavailableError}
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 2.5
         assert await store.get(context.id) == context
-        assert time.monotonic() - started < 0.3 + limits.CLOSE_SECONDS_MAX + 2
+        assert time.monotonic() - started < 0.5 + limits.CLOSE_SECONDS_MAX + 2
         await store.aclose()
 
 
@@ -311,15 +311,19 @@ async def test_log_records_say_what_happened_and_no_content(
                 await store.history(context.id)
         await slow
         await store.aclose()
-    events: dict[str, Any] = {}
-    for record in caplog.records:
-        if hasattr(record, "event"):
-            events.setdefault(record.event, record)
-    assert {"connect", "retry", "refuse", "slow", "statement"} <= events.keys()
-    assert events["retry"].statement == events["slow"].statement == "pgcontext.append"
-    assert events["refuse"].statement == "pgcontext.history"
-    assert events["slow"].levelno == logging.WARNING
-    assert events["slow"].milliseconds > 100
+    events = {
+        (record.event, getattr(record, "statement", None)): vars(record)
+        for record in caplog.records
+        if hasattr(record, "event")
+    }
+    append = "pgcontext.append"
+    assert {
+        *(("connect", None), ("retry", append), ("statement", append), ("slow", append)),
+        ("refuse", "pgcontext.history"),
+    } <= events.keys()
+    assert events["retry", append]["attempt"] == 1
+    assert events["slow", append]["levelno"] == logging.WARNING
+    assert events["slow", append]["milliseconds"] > 100
     assert SECRET not in caplog.text
     assert SECRET not in repr([vars(record) for record in caplog.records])
 
@@ -341,7 +345,7 @@ async def test_each_operation_is_a_span(
     context = await store.create()
     spans.clear()
     async with Proxy(database_url) as proxy:
-        unlucky = make_store(url=proxy.url, statement_seconds=0.2)
+        unlucky = make_store(url=proxy.url, statement_seconds=1)
         await unlucky.append(context.id, SAID)
         proxy.arm(Fault("cut", "reply", 0))
         await unlucky.append(context.id, SAID)
