@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from tests.support.crashing import CrashingServer
-from tests.support.lambda_events import record
+from tests.support.lambda_events import event, record
 from tests.support.promises import query
 
 if sys.platform != "linux":
@@ -80,7 +80,7 @@ async def sessions(url: str, state: str = "idle") -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    ("event", "kind"),
+    ("call_", "kind"),
     [
         ({"operation": "get", "context_id": str(uuid4())}, "ContextNotFoundError"),
         ({"operation": "get", "context_id": "7"}, "InvalidInputError"),
@@ -92,10 +92,10 @@ async def sessions(url: str, state: str = "idle") -> list[Any]:
     ],
 )
 def test_a_call_that_cannot_be_done_gets_an_error_as_answer(
-    function: LambdaService, event: Any, kind: str
+    function: LambdaService, call_: Any, kind: str
 ) -> None:
     """The function doesn't fail: it answers with the error's type and a sentence."""
-    answer = function.invoke(event)
+    answer = function.invoke(call_)
     assert answer["error"]["type"] == kind
     assert answer["error"]["detail"].endswith(".")
 
@@ -143,9 +143,9 @@ async def test_a_call_that_would_take_too_long_is_given_up_in_time(
     try:
         async with holder.transaction():
             await holder.execute("SELECT FROM contexts FOR UPDATE")
-            event = {"operation": "append", "context_id": context["id"], "messages": [ORDER]}
+            append = {"operation": "append", "context_id": context["id"], "messages": [ORDER]}
             started = time.monotonic()
-            answer = await asyncio.to_thread(function.invoke, event, seconds=2.0)
+            answer = await asyncio.to_thread(function.invoke, append, seconds=2.0)
             assert 1.0 < time.monotonic() - started < 2.0
             assert answer["error"]["type"] == "UnavailableError"
             function.freeze()
@@ -166,6 +166,17 @@ def test_a_setting_that_cannot_be_used_stops_the_start(
     with pytest.raises(FunctionFailedError, match="-pooler") as failed:
         function.invoke({"operation": "list"})
     assert "s3cret" not in str(failed.value)
+
+
+def test_a_function_works_after_its_snapshot(
+    make_function: Callable[..., LambdaService], database_url: str
+) -> None:
+    """With SnapStart the hook runs, the snapshot is taken, and what is restored takes calls."""
+    function = make_function(database_url, AWS_LAMBDA_INITIALIZATION_TYPE="snap-start")
+    context = call(function, "create")
+    assert function.snapshot_taken
+    assert call(function, "get", context_id=context["id"]) == context
+    assert function.invoke(event("v2", path="/healthz"))["statusCode"] == 200
 
 
 def test_a_batch_of_the_queue_is_appended_once(function: LambdaService, database_url: str) -> None:

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 import yaml
 
+from pgcontext.operations import OPERATIONS
 from pgcontext.settings import Settings
 from scripts import build_lambda_bundle as script
 
@@ -164,3 +165,14 @@ def test_compose_starts_a_server_and_a_pooler_with_health_checks() -> None:
     pooler = services["pgbouncer"]
     assert pooler["depends_on"]["postgres"]["condition"] == "service_healthy"
     assert "pool_mode = transaction" in compose["configs"]["pgbouncer.ini"]["content"]
+
+
+def test_the_pages_name_what_is_deployed(template: dict[str, Any]) -> None:
+    """Each parameter, output and operation is on the page, and each path of a schedule."""
+    page = (ROOT / "docs" / "deploy-lambda.md").read_text("utf-8")
+    names = {*template["Parameters"], *OPERATIONS, "MigrateFunction", "CallPolicy", "QueueUrl"}
+    assert {name for name in names if f"`{name}`" not in page} == set()
+    assert {"MigrateFunction", "CallPolicy", "QueueUrl"} <= template["Outputs"].keys()
+    config = json.loads((ROOT / "vercel.json").read_text("utf-8"))
+    page = (ROOT / "docs" / "deploy-vercel.md").read_text("utf-8")
+    assert all(f"`{cron['path']}`" in page for cron in config["crons"])

@@ -68,6 +68,7 @@ class LambdaService:
         self._path = path
         self.process: subprocess.Popen[bytes] | None = None
         self.closing = False
+        self.snapshot_taken = False
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -173,6 +174,10 @@ class Api(BaseHTTPRequestHandler):
         return self.server.service
 
     def do_GET(self) -> None:
+        if self.path == f"{VERSION}/restore/next":
+            self._service.snapshot_taken = True
+            self._reply(200)
+            return
         if self.path != f"{VERSION}/invocation/next":
             self._reply(404)
             return
