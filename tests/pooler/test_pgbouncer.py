@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any, Final
@@ -11,9 +12,11 @@ from typing import Any, Final
 import asyncpg
 
 from pgcontext.settings import child_environment
+from tests.support.methods import ASKING
 from tests.support.pgbouncer import PgBouncer, needs_pgbouncer, needs_tracking
 
 ROOT: Final = Path(__file__).parents[2]
+WORK: Final = ROOT / "tests" / "support" / "mixed_work.py"
 PROCESSES: Final = 2
 COROUTINES: Final = 20
 OPERATIONS_MIN: Final = 5_000
@@ -48,7 +51,7 @@ async def work(url: str, *, rounds: int, cache: str) -> tuple[int, list[str]]:
     )
     processes = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, str(ROOT / "tests" / "support" / "mixed_work.py")),
+            *(sys.executable, str(WORK)),
             *(f"p{number}", str(COROUTINES), str(rounds)),
             env=environment,
             stdout=asyncio.subprocess.PIPE,
@@ -87,6 +90,11 @@ async def assert_sessions_are_like_fresh_ones(url: str, database_url: str) -> No
     assert len({process for process, _ in used + fresh}) == 2 * SERVER_CONNECTIONS
     for _, state in used:
         assert state == fresh[0][1]
+
+
+def test_every_method_is_used() -> None:
+    """A method that is added to the store joins the work behind the pooler."""
+    assert set(re.findall(r"store\.(\w+)\(", WORK.read_text("utf-8"))) >= ASKING
 
 
 @needs_pgbouncer

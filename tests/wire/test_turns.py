@@ -14,6 +14,7 @@ import pytest
 
 from pgcontext import ContextStore
 from tests.support import DIMENSIONS
+from tests.support.methods import ASKING
 from tests.support.proxy import Proxy, Traffic
 
 if TYPE_CHECKING:
@@ -135,6 +136,11 @@ async def cost(proxy: Proxy, call: Callable[[Mine], Awaitable[Any]]) -> Cost:
 def steady_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the names of prepared statements be equally long, so that bytes can be compared."""
     monkeypatch.setattr(asyncpg.connection, "_uid", NAMED_FROM)
+
+
+def test_every_method_is_among_the_calls() -> None:
+    """A method that is added to the store has its turns counted."""
+    assert {name.partition("(")[0] for name in [*CALLS, *SEVERAL]} == ASKING
 
 
 @pytest.mark.parametrize("name", CALLS)
