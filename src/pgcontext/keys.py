@@ -12,7 +12,7 @@ import hashlib
 import hmac
 import secrets
 from datetime import datetime
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final
 from uuid import UUID
 
 import msgspec
@@ -21,12 +21,9 @@ from pgcontext import inputs, limits
 from pgcontext.errors import ContextStoreError, InvalidInputError, LimitExceededError
 from pgcontext.ids import uuid7
 from pgcontext.pool import UniqueViolationError
+from pgcontext.settings import SCOPES, Scope
 from pgcontext.statements import keys as statements
 from pgcontext.store.base import StoreBase
-
-Scope: TypeAlias = Literal["read", "write", "admin"]
-SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
-"""What a key may do; each includes those before it."""
 
 PREFIX: Final = "pgc"
 SECRET_BYTES: Final = 32

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from uuid import UUID
 
 import msgspec
@@ -18,6 +18,8 @@ from pgcontext.url import DatabaseUrl, Pooling, TlsMode, Verdict, parse
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Scope: TypeAlias = Literal["read", "write", "admin"]
 
 # The first that is set wins. A provider that names its pool explicitly outranks DATABASE_URL,
 # which is the direct one there.
@@ -30,7 +32,8 @@ UNPOOLED_NAMES: Final = (
 TLS_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
 POOLERS: Final = ("transaction", "session", "direct")
 AUTHS: Final = ("keys", "authorizer", "none")
-SCOPES: Final = ("read", "write", "admin")
+SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
+"""What a caller over HTTP may do; each includes those before it."""
 ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from pgcontext import ContextStore
-    from pgcontext.keys import Scope
+    from pgcontext.settings import Scope
 
 OTHER_TENANT = UUID(int=0xB)
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from pgcontext.keys import ApiKey, Keys, NewKey, Scope
+    from pgcontext.keys import ApiKey, Keys, NewKey
+    from pgcontext.settings import Scope
 
 T = TypeVar("T")
 

@@ -14,7 +14,8 @@ from uuid import UUID
 from pgcontext import keys, limits
 from pgcontext.errors import ConfigError
 from pgcontext.http.problems import ForbiddenError, UnauthorizedError
-from pgcontext.keys import NO_KEY, SCOPES, Found, Keys, Presented, Scope
+from pgcontext.keys import NO_KEY, Found, Keys, Presented
+from pgcontext.settings import SCOPES, Scope
 
 if TYPE_CHECKING:
     from starlette.types import Scope as AsgiScope

@@ -25,8 +25,9 @@ from pgcontext.errors import (
 from pgcontext.http import bodies
 from pgcontext.http.bodies import Items, Nothing
 from pgcontext.http.problems import NotReadyError
-from pgcontext.keys import Keys, Scope
+from pgcontext.keys import Keys
 from pgcontext.models import Context, Diff, EraseReport, Hit, Message, Page, PurgeReport, Window
+from pgcontext.settings import Scope
 from pgcontext.store import ContextStore
 
 Q = TypeVar("Q")
