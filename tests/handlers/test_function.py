@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from pgcontext import ContextStore, limits
+from pgcontext import ConfigError, ContextStore, Settings, limits
 from pgcontext.aws import Function
 from pgcontext.keys import Keys
 from tests.support.lambda_events import event, record
@@ -130,6 +130,22 @@ def test_a_stage_and_a_base_path_lead_to_the_application(
     assert ask(function, event("alb", path="/chats/healthz"))[0] == 200
     assert ask(function, event("v1", path="/chats/healthz", stage="prod"))[0] == 200
     assert ask(function, event("v1", path="/chatshealthz"))[0] == 404
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("PGCONTEXT_BASE_PATH", "chats"),
+        ("PGCONTEXT_BASE_PATH", "/a b"),
+        ("PGCONTEXT_PURGE_DAYS", "-1"),
+        ("PGCONTEXT_PURGE_DAYS", "soon"),
+        ("PGCONTEXT_PURGE_DAYS", "36501"),
+    ],
+)
+def test_a_setting_of_a_function_that_is_wrong_is_refused(name: str, value: str) -> None:
+    """A mistake is told when the settings are read, by the name of the variable."""
+    with pytest.raises(ConfigError, match=name):
+        Settings.from_env({name: value})
 
 
 def test_a_request_that_takes_too_long_is_answered_in_time(
