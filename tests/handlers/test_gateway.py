@@ -116,6 +116,12 @@ def test_the_stage_of_a_rest_api_is_not_in_its_path() -> None:
     assert seen["root_path"] == "/chats"
 
 
+def test_the_stage_of_an_http_api_is_in_its_path_in_either_format() -> None:
+    """An HTTP API with payload format 1.0 names its version, and leaves the stage in the path."""
+    made = event("v1", path="/prod/v1/contexts", stage="prod") | {"version": "1.0"}
+    assert scope(made)["root_path"] == "/prod"
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("body", [None, b"", b'{"name": "Gr\xc3\xb6\xc3\x9fe"}', b"\xff\x00\xfe"])
 def test_a_body_arrives_as_it_was_sent(form: str, body: bytes | None) -> None:

@@ -83,7 +83,7 @@ def scope_of(event: Event, form: Form, context: object, *, base_path: str = "") 
         "path": path or "/",
         "raw_path": None,
         "query_string": _query(event, form).encode(),
-        "root_path": _root_path(path, told, form, base_path),
+        "root_path": _root_path(path, event, base_path),
         "headers": [(name.encode(), value.encode()) for name, value in headers],
         "client": (client, 0) if client else None,
         "server": (first.get("host", "localhost"), 443),
@@ -197,11 +197,13 @@ def _query(event: Event, form: Form) -> str:
     return urlencode(pairs)
 
 
-def _root_path(path: str, told: dict[str, Any], form: Form, base_path: str) -> str:
+def _root_path(path: str, event: Event, base_path: str) -> str:
     """Return the part of the path that isn't the application's: whole segments or nothing."""
+    told = event["requestContext"]
     prefix = base_path
     stage = told.get("stage")
-    if form == "v2" and stage != "$default" and DEFAULT_DOMAIN in told.get("domainName", ""):
+    # Only HTTP APIs name a version, and only they leave the stage in the path, in either format.
+    if "version" in event and stage != "$default" and DEFAULT_DOMAIN in told.get("domainName", ""):
         prefix = f"/{stage}"
     return prefix if path == prefix or path.startswith(f"{prefix}/") else ""
 
