@@ -119,6 +119,8 @@ class UnavailableError(ContextStoreError, ConnectionError):
     retryable = True
 
 
+QUERY_CANCELED_SQLSTATE: Final = "57014"
+
 # Failures that pass by themselves: the statement is safe to send again, since it either did not
 # happen or is recognised by ids that were chosen before the first try.
 # Source: PostgreSQL documentation, appendix A.
@@ -129,7 +131,7 @@ RETRYABLE_SQLSTATES: Final = frozenset(
         "53100",  # disk_full, until somebody makes room
         "53300",  # too_many_connections
         "55P03",  # lock_not_available
-        "57014",  # query_canceled (a statement timeout)
+        QUERY_CANCELED_SQLSTATE,  # a statement timeout of the server: for the caller to repeat
         "57P01",  # admin_shutdown
         "57P02",  # crash_shutdown
         "57P03",  # cannot_connect_now

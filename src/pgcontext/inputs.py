@@ -11,16 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import islice
 from numbers import Real
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 from uuid import UUID
 
 import msgspec
 
 from pgcontext import limits
 from pgcontext.errors import DimensionMismatchError, InvalidInputError, LimitExceededError
-
-if TYPE_CHECKING:
-    from pgcontext.models import Json
 
 # Above this, a float without fraction is written with an exponent, and PostgreSQL would give it
 # back as an integer.
@@ -29,6 +26,8 @@ _FLOAT_PLAIN_MAX = 1e15
 # Source: IEEE 754 binary16.
 _HALF_MAX = 65_504.0
 _HALF_MIN = 2.0**-24
+_ALWAYS = datetime.min.replace(tzinfo=UTC)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 _ROLES = frozenset({"user", "assistant", "system", "tool", "developer"})
 
 
@@ -145,10 +144,14 @@ def moment(value: object, name: str) -> datetime | None:
         msg = f"{name} must be a datetime with a time zone."
         raise InvalidInputError(msg)
     try:
-        return value.astimezone(UTC)
+        moment = value.astimezone(UTC)
     except OverflowError:
-        msg = f"{name} must be within the years 1 to 9999 in UTC, too."
-        raise InvalidInputError(msg) from None
+        moment = _NEVER
+    # The driver would make infinity of the calendar's two ends, and give them back without zone.
+    if not _ALWAYS < moment < _NEVER:
+        msg = f"{name} must be within the years 1 to 9999 in UTC; for never, leave it out."
+        raise InvalidInputError(msg)
+    return moment
 
 
 def boolean(value: object, name: str) -> bool:
@@ -294,14 +297,8 @@ def cursor(value: object) -> tuple[datetime | None, UUID | None]:
         assert isinstance(value, str)  # noqa: S101 (one way out for all that is malformed)
         raw = base64.b64decode(value + "=" * (-len(value) % 4), altchars=b"-_", validate=True)
         created_at, _, context_id = raw.decode().partition(" ")
-        moment_seen = datetime.fromisoformat(created_at)
-        assert moment_seen.tzinfo is not None  # noqa: S101
+        moment_seen = moment(datetime.fromisoformat(created_at), "cursor")
         return moment_seen, UUID(context_id)
     except (AssertionError, ValueError):
         msg = "cursor must be the next_cursor of an earlier page."
         raise InvalidInputError(msg) from None
-
-
-def json_type(value: object) -> Json | None:
-    """Decode a jsonb column as asyncpg gives it."""
-    return None if value is None else msgspec.json.decode(cast("str", value))

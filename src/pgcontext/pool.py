@@ -26,6 +26,7 @@ import asyncpg
 from pgcontext import limits, tracing
 from pgcontext.connections import AllInUseError, Connections
 from pgcontext.errors import (
+    QUERY_CANCELED_SQLSTATE,
     ConfigError,
     ContextStoreError,
     PoolTimeoutError,
@@ -143,7 +144,7 @@ class Pool:
                 error.retried = attempt > 1
                 return error
             except UnavailableError as error:
-                if isinstance(error, _OverdueError) or attempt == limits.ATTEMPTS_MAX:
+                if _is_final(error) or attempt == limits.ATTEMPTS_MAX:
                     raise
                 await self._pause(name, error, attempt)
                 tracing.retried(span, attempt + 1)
@@ -267,6 +268,11 @@ class Pool:
 
 class _OverdueError(UnavailableError):
     """The time for it is used up, so there is none left for another try."""
+
+
+def _is_final(error: UnavailableError) -> bool:
+    """Tell what another try at once would only make worse: a time that was used up."""
+    return isinstance(error, _OverdueError) or error.sqlstate == QUERY_CANCELED_SQLSTATE
 
 
 _deadline: Final[ContextVar[float | None]] = ContextVar("pgcontext_deadline", default=None)

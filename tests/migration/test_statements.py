@@ -57,7 +57,7 @@ API_KEY: Final = {
 # What the others return, and what makes no model of it looks at.
 OTHERS: Final = {
     "APPEND": {"base": "int8", "created_at": "timestamptz"},
-    "ERASE": {"missing": "int8", "messages": "int8", "contexts": "int8"},
+    "ERASE": {"missing": "text[]", "messages": "int8", "contexts": "int8"},
     "ERASE_OWNERS": {"id": "uuid"},
     "EXPIRE": {},
     "EXPORT_HIDDEN": {"version": "int8"},

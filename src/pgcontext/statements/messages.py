@@ -199,7 +199,9 @@ kept AS (
     SELECT * FROM pinned
     UNION ALL
     SELECT * FROM newest
-    WHERE newest.place <= 16 + (SELECT count(*) FROM newest WHERE newest.newer_tokens <= $4)
+    -- Asked again, what takes the room can't be shown: then all that was looked at matters.
+    WHERE $5::numeric > 1
+       OR newest.place <= 16 + (SELECT count(*) FROM newest WHERE newest.newer_tokens <= $4)
 )
 SELECT viewer.asked_for, (SELECT count(*) FROM newest) AS looked_at, s.place,
        @shown_columns
@@ -366,7 +368,7 @@ shown AS (
         WHERE @of_segment
           AND m.version > (SELECT split.version FROM split)
           AND @visible
-        OFFSET 0
+        LIMIT $4::bigint + 1
     ) AS s
     UNION ALL
     SELECT l.viewer, s.*

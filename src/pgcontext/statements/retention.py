@@ -79,7 +79,7 @@ WHERE CASE WHEN $3::text[] IS NULL THEN l.depth = 0 ELSE EXISTS (
 """)
 
 # $2 context, $3 versions or NULL. Runs under the locks of LOCK_TREES.
-# Returns missing (how many of the versions the view does not have; nothing is changed if any),
+# Returns missing (the versions that the view does not have; nothing is changed if there are any),
 # messages and contexts. No row: no such context.
 #
 # An erased message keeps its row and version. A tombstone with revision 0 at its owner hides it
@@ -121,12 +121,14 @@ member AS MATERIALIZED (
     ) AS s
 ),
 missing AS (
-    SELECT (SELECT count(*) FROM wanted) - (SELECT count(*) FROM member) AS versions
+    SELECT coalesce(array_agg(w.version::text ORDER BY w.version), '{}') AS versions
+    FROM wanted AS w
+    WHERE NOT EXISTS (SELECT FROM member WHERE member.version = w.version)
 ),
 target AS (
     SELECT member.*
     FROM member CROSS JOIN missing
-    WHERE missing.versions = 0 AND NOT member.erased
+    WHERE missing.versions = '{}' AND NOT member.erased
 ),
 origin AS (SELECT DISTINCT target.context_id AS id FROM target),
 @below,
@@ -319,6 +321,8 @@ removable AS (
             SELECT FROM @messages AS m WHERE m.tenant_id = $1 AND m.context_id = t.id
         )
     )
+    -- A tree is larger than any below it, so forks go no later than their parents.
+    ORDER BY count(*)
     LIMIT $3
 ),
 removed AS (

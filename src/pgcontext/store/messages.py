@@ -15,6 +15,7 @@ from pgcontext.errors import (
     InvalidInputError,
     LimitExceededError,
     MessageNotFoundError,
+    UnavailableError,
     VersionConflictError,
 )
 from pgcontext.messages import drafts, encode, same, written
@@ -89,20 +90,28 @@ class MessageMethods(StoreBase):
             expected,
             key,
         )
-        try:
-            found, retried = await self._fetch(statements.APPEND, *arguments)
-        except UniqueViolationError as error:
-            return await self._refused_append(context_id, batch, expected, key, error.retried)
-        if not found:
-            return await self._refused_append(context_id, batch, expected, key, retried)
-        return written(
-            batch,
-            tenant_id=self._tenant_id,
-            context_id=context_id,
-            base=found[0]["base"],
-            created_at=found[0]["created_at"],
-            idempotency_key=key,
-        )
+        for _ in range(limits.ATTEMPTS_MAX):
+            taken = False
+            try:
+                found, retried = await self._fetch(statements.APPEND, *arguments)
+            except UniqueViolationError as error:
+                found, retried, taken = [], error.retried, True
+            if found:
+                return written(
+                    batch,
+                    tenant_id=self._tenant_id,
+                    context_id=context_id,
+                    base=found[0]["base"],
+                    created_at=found[0]["created_at"],
+                    idempotency_key=key,
+                )
+            earlier = await self._refused_append(context_id, batch, expected, key, retried=retried)
+            if earlier is not None:
+                return earlier
+            if taken:
+                raise InvalidInputError("A message with one of these ids exists already.")
+            # What refused it was gone a moment later: a version that came, a context restored.
+        raise UnavailableError("The context changed at each try; try again.")
 
     async def _refused_append(
         self,
@@ -110,9 +119,10 @@ class MessageMethods(StoreBase):
         batch: list[Draft],
         expected: int | None,
         key: str | None,
-        retried: bool,  # noqa: FBT001
-    ) -> list[Message]:
-        """Find out why an append was refused: done before, or not allowed."""
+        *,
+        retried: bool,
+    ) -> list[Message] | None:
+        """Find out why an append was refused: done before, not allowed, or, None, neither now."""
         ids = [str(draft.id) for draft in batch]
         found, _ = await self._fetch(statements.APPEND_REFUSED, context_id, key, ids)
         if not found:
@@ -124,14 +134,16 @@ class MessageMethods(StoreBase):
         by_key = [message for message in earlier if key and message.idempotency_key == key]
         if by_key:
             if not same(batch, by_key):
-                msg = "This idempotency key was used in this context for other messages."
+                msg = (
+                    "This idempotency key was used in this context for other messages, or for "
+                    "some that were erased since."
+                )
                 raise IdempotencyConflictError(msg)
             return [msgspec.structs.replace(message, replayed=True) for message in by_key]
         actual = found[0]["latest_version"]
         if expected is not None and expected != actual:
             raise VersionConflictError(expected, actual)
-        msg = "A message with one of these ids exists already."
-        raise InvalidInputError(msg)
+        return None
 
     async def history(
         self,

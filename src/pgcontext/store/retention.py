@@ -100,7 +100,8 @@ class RetentionMethods(StoreBase):
 
         Two statements or more in one transaction: first the locks on every context that may show
         the messages, then, with a snapshot that is younger than the locks, the erasure. Works on
-        deleted contexts. Erasing what is erased changes nothing.
+        deleted contexts. Erasing what is erased changes nothing, and is not reported again: also
+        not when this call itself had to be repeated, since the reply to its first try was lost.
 
         Args:
             context_id: whose messages.
@@ -127,5 +128,5 @@ class RetentionMethods(StoreBase):
         if found is None:
             raise ContextNotFoundError(context_id)
         if found["missing"]:
-            raise MessageNotFoundError(context_id, tuple(checked or ()))
+            raise MessageNotFoundError(context_id, tuple(map(int, found["missing"])))
         return EraseReport(messages=found["messages"], contexts=found["contexts"])
