@@ -388,3 +388,27 @@ async def test_more_versions_than_the_bound_are_refused() -> None:
     """As for delete_messages."""
     with pytest.raises(LimitExceededError):
         await offline().erase(ID, range(1, limits.VERSIONS_PER_CALL_MAX + 2))
+
+
+async def test_purge_takes_forks_before_their_parents(
+    store: ContextStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a statement's bound parts a family."""
+    monkeypatch.setattr(limits, "PURGE_ROWS_PER_STATEMENT_MAX", 2)
+    for _ in range(3):
+        parent = await store.create()
+        child = await store.fork(parent.id)
+        await store.fork(child.id)
+        for context in [*await store.forks(parent.id, recursive=True), parent]:
+            await store.delete(context.id)
+    report = await store.purge(older_than=timedelta(0))
+    assert report.contexts == 9
+
+
+async def test_erase_names_the_versions_that_are_missing(store: ContextStore) -> None:
+    """Not those that are there."""
+    context = await store.create()
+    await store.append(context.id, [{"role": "user", "content": "x"}] * 3)
+    with pytest.raises(MessageNotFoundError) as caught:
+        await store.erase(context.id, [1, 2, 99])
+    assert caught.value.versions == (99,)

@@ -239,3 +239,23 @@ async def test_what_is_no_version_is_refused(value: Any) -> None:
     """As for history."""
     with pytest.raises(InvalidInputError, match="at_version"):
         await offline().window(ID, max_tokens=10, at_version=value)
+
+
+async def test_a_big_message_that_cannot_be_shown_takes_no_room(store: ContextStore) -> None:
+    """A result whose call was hidden counts nothing, however many tokens it has."""
+    context = await store.create()
+    await store.append(
+        context.id, [{"role": "user", "content": f"{n}", "token_count": 20} for n in range(100)]
+    )
+    calls = [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    await store.append(
+        context.id,
+        [
+            {"role": "assistant", "content": None, "tool_calls": calls, "token_count": 5},
+            {"role": "tool", "tool_call_id": "c", "content": "long", "token_count": 9_000},
+            {"role": "assistant", "content": "done", "token_count": 20},
+        ],
+    )
+    await store.delete_messages(context.id, [101])
+    window = await store.window(context.id, max_tokens=4_000)
+    assert (len(window.messages), window.total_tokens, window.truncated) == (101, 2_020, False)
