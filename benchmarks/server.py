@@ -7,15 +7,18 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgcontext.embedded.cluster import Cluster
 from pgcontext.settings import POOLED_NAMES, UNPOOLED_NAMES
 
 if TYPE_CHECKING:
     from collections.abc import Generator
+
+REMOVALS_MAX: Final = 50
 
 
 @contextmanager
@@ -38,7 +41,16 @@ def running(directory: Path | None) -> Generator[str]:
     finally:
         cluster.stop()
         if directory is None:
-            shutil.rmtree(where, ignore_errors=True)
+            _remove(where)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder in which the server's keeper may still be closing up."""
+    for _ in range(REMOVALS_MAX):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(0.1)
 
 
 def run(command: list[str], **variables: str) -> str:
