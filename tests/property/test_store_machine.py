@@ -670,7 +670,7 @@ def test_the_store_behaves_as_its_model(database_url: str) -> None:
             run_state_machine_as_test(
                 StoreMachine,
                 settings=settings(
-                    max_examples=13 * STEPS // (10 * STEPS_PER_EXAMPLE),  # some are cut short
+                    max_examples=17 * STEPS // (10 * STEPS_PER_EXAMPLE),  # some are cut short
                     stateful_step_count=STEPS_PER_EXAMPLE,
                     derandomize=STEPS == STEPS_ENOUGH,
                     database=None,
