@@ -36,6 +36,7 @@ SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
 """What a caller over HTTP may do; each includes those before it."""
 ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
+_DECIMAL: Final = r"[0-9]{1,6}(\.[0-9]+)?"
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -271,33 +272,30 @@ def _choice(env: Mapping[str, str], name: str, accepted: tuple[str, ...]) -> str
 
 
 def _integer(env: Mapping[str, str], name: str) -> int | None:
-    value = env.get(name) or None
-    if value is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,9}", value):
-        msg = f"{name} must be a whole number."
-        raise ConfigError(msg)
-    return int(value)
+    value = _matching(env, name, r"[0-9]{1,9}", "a whole number")
+    return None if value is None else int(value)
 
 
 def _number(env: Mapping[str, str], name: str) -> float | None:
-    value = env.get(name) or None
-    if value is None:
-        return None
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", value):
-        msg = f"{name} must be a number, 0 or more."
-        raise ConfigError(msg)
-    return float(value)
+    value = _matching(env, name, _DECIMAL, "a number, 0 or more")
+    return None if value is None else float(value)
 
 
 def _seconds(env: Mapping[str, str], name: str) -> float | None:
-    value = env.get(name) or None
+    accepted = "a number of seconds above 0"
+    value = _matching(env, name, _DECIMAL, accepted)
     if value is None:
         return None
-    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]+)?", value) or float(value) == 0:
-        msg = f"{name} must be a number of seconds above 0."
-        raise ConfigError(msg)
+    if float(value) == 0:
+        raise ConfigError(f"{name} must be {accepted}.")
     return float(value)
+
+
+def _matching(env: Mapping[str, str], name: str, pattern: str, accepted: str) -> str | None:
+    value = env.get(name) or None
+    if value is not None and not re.fullmatch(pattern, value):
+        raise ConfigError(f"{name} must be {accepted}.")
+    return value
 
 
 def _tenants(env: Mapping[str, str], name: str) -> dict[str, UUID] | None:

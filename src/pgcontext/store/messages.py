@@ -123,12 +123,14 @@ class MessageMethods(StoreBase):
         retried: bool,
     ) -> list[Message] | None:
         """Find out why an append was refused: done before, not allowed, or, None, neither now."""
-        ids = [str(draft.id) for draft in batch]
-        found, _ = await self._fetch(statements.APPEND_REFUSED, context_id, key, ids)
+        ids = {draft.id for draft in batch}
+        found, _ = await self._fetch(
+            statements.APPEND_REFUSED, context_id, key, [str(draft.id) for draft in batch]
+        )
         if not found:
             raise ContextNotFoundError(context_id)
         earlier = rows.messages(found, self._tenant_id)
-        by_id = [message for message in earlier if message.id in {draft.id for draft in batch}]
+        by_id = [message for message in earlier if message.id in ids]
         if retried and same(batch, by_id):
             return by_id
         by_key = [message for message in earlier if key and message.idempotency_key == key]
