@@ -10,13 +10,14 @@
     ├── VersionConflictError         compare-and-set lost; carries `expected` and `actual`
     ├── IdempotencyConflictError     the key was used for other messages
     ├── SchemaMismatchError          the database is not migrated, or is newer than this code
+    ├── EmbeddingError               an embedder failed; a message that it was for is stored
     ├── PoolTimeoutError             no connection became free in time
     └── UnavailableError             the database could not be reached or gave up
 
 No message carries a password, a URL with one, message content or another tenant's existence.
 """
 
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from uuid import UUID
 
 
@@ -28,7 +29,7 @@ class ContextStoreError(Exception):
         sqlstate: the five-character code of the database, where it was the one that refused.
     """
 
-    retryable: ClassVar[bool] = False
+    retryable: bool = False
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message)
@@ -105,6 +106,22 @@ class IdempotencyConflictError(ContextStoreError):
 
 class SchemaMismatchError(ContextStoreError):
     """The database is not migrated to what this code needs, or is newer."""
+
+
+class EmbeddingError(ContextStoreError):
+    """Text could not be embedded, also after bounded retries.
+
+    Never raised by `append`, which stores the messages and marks them for later.
+
+    Attributes:
+        retryable: whether the failure passes by itself: the embedding server was busy or away.
+        status: the HTTP status it answered with, where it was one that refused.
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False, status: int | None = None) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.status = status
 
 
 class PoolTimeoutError(ContextStoreError, TimeoutError):

@@ -294,6 +294,12 @@ def within(seconds: float) -> Generator[None]:
         _deadline.reset(token)
 
 
+def seconds_left() -> float | None:
+    """Return how long the time lasts that the caller left with `within`; None for no end."""
+    deadline = _deadline.get()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 def _left(seconds: float) -> float:
     """Return how long may be waited: so long, or less where the caller's time ends before."""
     deadline = _deadline.get()

@@ -20,6 +20,7 @@ EXAMPLES: list[ContextStoreError] = [
     errors.VersionConflictError(2, 5),
     errors.IdempotencyConflictError("The idempotency key was used for other messages."),
     errors.SchemaMismatchError("Run: pgcontext db migrate", sqlstate="42P01"),
+    errors.EmbeddingError("The embedding server is busy.", retryable=True, status=429),
     errors.PoolTimeoutError("No connection became free within 10 s."),
     errors.UnavailableError("The database is gone.", sqlstate="57P01"),
 ]
@@ -65,11 +66,18 @@ def test_an_error_is_one_sentence_with_a_sqlstate(error: ContextStoreError) -> N
 
 
 def test_only_failures_that_pass_by_themselves_are_retryable() -> None:
-    """`retryable` is true for the pool and the connection, and nothing else."""
+    """`retryable` is true for the pool, the connection and an embedding server that is busy."""
     assert {type(error) for error in EXAMPLES if error.retryable} == {
+        errors.EmbeddingError,
         errors.PoolTimeoutError,
         errors.UnavailableError,
     }
+
+
+def test_an_embedding_error_knows_whether_it_passes() -> None:
+    """It may be the server's moment, or a key that is wrong: told when it is made."""
+    refused = errors.EmbeddingError("The key is not accepted.", status=401)
+    assert (refused.retryable, refused.status) == (False, 401)
 
 
 def test_errors_are_also_what_python_programmers_catch() -> None:

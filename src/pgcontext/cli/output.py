@@ -28,6 +28,7 @@ from pgcontext.errors import (
     ConfigError,
     ContextNotFoundError,
     ContextStoreError,
+    EmbeddingError,
     IdempotencyConflictError,
     InvalidInputError,
     MessageNotFoundError,
@@ -88,6 +89,7 @@ EXIT_CODES: Final[tuple[tuple[type[ContextStoreError], Exit], ...]] = (
     (IdempotencyConflictError, Exit.CONFLICT),
     (ConfigError, Exit.CONFIG),
     (SchemaMismatchError, Exit.NOT_MIGRATED),
+    (EmbeddingError, Exit.UNAVAILABLE),
     (PoolTimeoutError, Exit.UNAVAILABLE),
     (UnavailableError, Exit.UNAVAILABLE),
 )

@@ -19,6 +19,7 @@ from pgcontext.errors import (
     ContextNotFoundError,
     ContextStoreError,
     DimensionMismatchError,
+    EmbeddingError,
     IdempotencyConflictError,
     InvalidInputError,
     LimitExceededError,
@@ -113,6 +114,7 @@ class Kind(NamedTuple):
 
 
 _UNAVAILABLE: Final = "The database is busy or could not be reached; try again later."
+_NOT_EMBEDDED: Final = "The query could not be embedded; search by words, or try again later."
 _BROKEN: Final = "The service failed; what is wrong stands in its log."
 
 # The first that the error is, or is a kind of, decides.
@@ -139,6 +141,10 @@ KINDS: Final[tuple[tuple[type[Exception], Kind], ...]] = (
         Kind("unsupported-media-type", 415, "The body is of another type than JSON."),
     ),
     (RequestTimeoutError, Kind("request-timeout", 408, "The body did not arrive in time.")),
+    (
+        EmbeddingError,
+        Kind("embedding-failed", 503, "The query could not be embedded.", _NOT_EMBEDDED),
+    ),
     (PoolTimeoutError, Kind("busy", 503, "No connection became free in time.", _UNAVAILABLE)),
     (UnavailableError, Kind("unavailable", 503, "The database is not available.", _UNAVAILABLE)),
     (

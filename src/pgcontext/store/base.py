@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any, Final, LiteralString
 from uuid import UUID
 
 from pgcontext import inputs, limits, statements
-from pgcontext.errors import ConfigError
-from pgcontext.pool import Pool
+from pgcontext.errors import ConfigError, ContextStoreError, EmbeddingError, InvalidInputError
+from pgcontext.pool import Pool, seconds_left
 from pgcontext.settings import Settings
 
 if TYPE_CHECKING:
@@ -78,6 +79,11 @@ class StoreBase:
         return self._tenant_id
 
     @property
+    def embedder(self) -> Embedder | None:
+        """What makes embeddings of text: the one it was given, or the one of the settings."""
+        return self._embedder
+
+    @property
     def settings(self) -> Settings:
         """The settings it was made with."""
         return self._settings
@@ -122,6 +128,39 @@ class StoreBase:
 
         found, _ = await self._pool.transact(work, statement)
         return found
+
+    async def _embedded(self, embedder: Embedder, texts: list[str]) -> list[str]:
+        """Return one embedding for each text, as statements take it. No connection is held.
+
+        Of the time that the caller left (`pool.within`) at most half is used: the statement that
+        follows needs some too, also when the embedder never answers.
+
+        Raises:
+            EmbeddingError: the embedder failed, or returned something else than one
+                `float[dimensions]` for each text.
+        """
+        left = seconds_left()
+        try:
+            async with asyncio.timeout(None if left is None else left / 2):
+                vectors = await embedder.embed(texts)
+            made = [
+                inputs.embedding(
+                    vector, dimensions=self._settings.dimensions, name="the embedder's vector"
+                )
+                for vector in vectors
+            ]
+        except InvalidInputError as error:
+            raise EmbeddingError(f"An embedding cannot be used: {error}") from error
+        except ContextStoreError:
+            raise
+        except Exception as error:
+            # Its own words may quote the text.
+            msg = f"The embedder failed ({type(error).__name__})."
+            raise EmbeddingError(msg, retryable=isinstance(error, OSError)) from error
+        if len(made) != len(texts):
+            msg = f"The embedder returned {len(made):,} embeddings for {len(texts):,} texts."
+            raise EmbeddingError(msg)
+        return made
 
     def _embedding_model(self) -> str | None:
         if self._embedder is not None:

@@ -11,6 +11,7 @@ import msgspec
 from pgcontext import inputs, limits, rows, statements, windows
 from pgcontext.errors import (
     ContextNotFoundError,
+    ContextStoreError,
     IdempotencyConflictError,
     InvalidInputError,
     LimitExceededError,
@@ -339,7 +340,12 @@ class MessageMethods(StoreBase):
             raise InvalidInputError(msg)
         if embed is False or (embed is None and self._embedder is None):
             return
-        owed = [draft for draft in batch if draft.embedding is None and draft.content]
+        # Blanks have no meaning to embed, and some servers refuse a batch that has any.
+        owed = [
+            draft
+            for draft in batch
+            if draft.embedding is None and draft.content and not draft.content.isspace()
+        ]
         if embed != "later" and self._embedder is not None:
             owed = await self._embed_now(self._embedder, owed)
         for draft in owed:
@@ -350,15 +356,10 @@ class MessageMethods(StoreBase):
         if not owed:
             return owed
         try:
-            vectors = await embedder.embed([draft.content or "" for draft in owed])
-            dimensions = self._settings.dimensions
-            texts = [inputs.embedding(vector, dimensions=dimensions) for vector in vectors]
-            # All pairs before the first is used: as many embeddings as texts, or none.
-            pairs = list(zip(owed, texts, strict=True))
-        except Exception as error:  # noqa: BLE001 (whatever it was, the messages are kept)
-            kind = type(error).__name__
-            logger.warning("embedding failed (%s); messages for later: %d", kind, len(owed))
+            made = await self._embedded(embedder, [draft.content or "" for draft in owed])
+        except ContextStoreError as error:
+            logger.warning("embedding failed, messages for later: %d. %s", len(owed), error)
             return owed
-        for draft, text in pairs:
+        for draft, text in zip(owed, made, strict=True):
             draft.embedding, draft.embedding_model = text, embedder.model
         return []

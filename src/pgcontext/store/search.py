@@ -68,6 +68,7 @@ class SearchMethods(ContextMethods):
 
         Raises:
             DimensionMismatchError: the embedding has another length than the database's.
+            EmbeddingError: the query could not be embedded.
         """
         limit = inputs.integer(limit, "limit", least=1, most=limits.SEARCH_HITS_MAX)
         if at_version is not None and context_id is None:
@@ -122,8 +123,8 @@ class SearchMethods(ContextMethods):
         if self._embedder is None:
             msg = "A search for words by vector needs a store with an embedder."
             raise InvalidInputError(msg)
-        [vector] = await self._embedder.embed([words])
-        return False, inputs.embedding(vector, dimensions=dimensions, name="the query's embedding")
+        [vector] = await self._embedded(self._embedder, [words])
+        return False, vector
 
 
 def _optional(value: float | None, name: str, *, most: float) -> float | None:
