@@ -65,6 +65,34 @@ FUNCTION_SETTLE_SECONDS: Final = 0.25
 # Embeddings. pgvector indexes `halfvec` up to 4,000 dimensions.
 EMBEDDING_DIMENSIONS_DEFAULT: Final = 1_536
 EMBEDDING_DIMENSIONS_MAX: Final = 4_000
+EMBEDDING_DIMENSIONS_LOCAL: Final = 256
+
+# What an embedding server is asked for. By default no more than servers take as they are delivered:
+# 32 texts (text-embeddings-inference), 8,192 tokens a text (OpenAI; rarely less than three
+# characters each), and 300,000 tokens (OpenAI) or 2 MB (text-embeddings-inference) in one request,
+# of which a character is at worst one or four.
+EMBEDDING_SECONDS_DEFAULT: Final = 30.0
+EMBEDDING_CONNECT_SECONDS_MAX: Final = 5.0
+EMBEDDING_ATTEMPTS_MAX: Final = 5
+EMBEDDING_BACKOFF_SECONDS_BASE: Final = 0.25
+EMBEDDING_BACKOFF_SECONDS_MAX: Final = 8.0
+EMBEDDING_REQUESTS_DEFAULT: Final = 4
+EMBEDDING_BATCH_TEXTS_DEFAULT: Final = 32
+EMBEDDING_BATCH_CHARS_MAX: Final = 256_000
+EMBEDDING_TEXT_CHARS_DEFAULT: Final = 24_000
+EMBEDDING_CUT_CHARS_MIN: Final = 500
+EMBEDDING_ANSWER_BYTES_PER_TEXT_MAX: Final = 128 * 1024
+EMBEDDING_REFUSAL_BYTES_MAX: Final = 64 * 1024
+
+# Embeddings that come later: what one call takes on, how much of it is claimed at once, how many
+# texts an embedder may refuse before it counts as failing, and when what failed is tried again.
+EMBED_MESSAGES_MAX: Final = 10_000
+EMBED_BATCH_MESSAGES_MAX: Final = 200
+EMBED_BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
+EMBED_LOOKED_AT_MESSAGES_MAX: Final = 5_000
+EMBED_REFUSED_MESSAGES_MAX: Final = 5
+EMBED_RETRY_SECONDS: Final = 60.0
+EMBED_BACKOFF_SECONDS_MAX: Final = 86_400.0
 
 # The connection to the database.
 POOL_CONNECTIONS_MAX: Final = 3

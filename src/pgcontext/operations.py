@@ -30,6 +30,7 @@ OPERATIONS: Final = frozenset(
         "delete",
         "delete_messages",
         "diff",
+        "embed_pending",
         "erase",
         "fork",
         "forks",

@@ -21,6 +21,7 @@ from pgcontext import (
     VersionConflictError,
 )
 from pgcontext.limits import ATTEMPTS_MAX
+from tests.support.embedders import with_embedder
 from tests.support.lossy import LossyProxy
 from tests.support.promises import assert_counters_match_views, view
 
@@ -66,6 +67,7 @@ CHANGES: Final[dict[str, Callable[[Family], Awaitable[Any]]]] = {
     "delete_messages": lambda f: f.store.delete_messages(f.trunk, [1, 3]),
     "delete_messages inherited": lambda f: f.store.delete_messages(f.fork, [1, 5]),
     "restore_messages": lambda f: f.store.restore_messages(f.trunk, [2]),
+    "embed_pending": lambda f: with_embedder(f.store).embed_pending(),
     "purge": lambda f: f.store.purge(older_than=timedelta(0)),
     "erase": lambda f: f.store.erase(f.trunk, [1]),
     "erase inherited": lambda f: f.store.erase(f.fork, [3, 5]),
@@ -88,7 +90,7 @@ async def family(store: ContextStore) -> Family:
     still = await store.fork(trunk.id, name="still")
     await store.append(trunk.id, said("t"))
     deleted = await store.create(name="deleted")
-    await store.append(deleted.id, said("1"))
+    await with_embedder(store).append(deleted.id, said("1"), embed="later")
     await store.delete(deleted.id)
     return Family(store, trunk.id, fork.id, still.id, deleted.id)
 

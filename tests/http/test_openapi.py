@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 
 SHIPPED: Final[dict[str, Any]] = json.loads(DOCUMENT.read_bytes())
 # What of the store is no route of its own: making one, closing it, reading page by page.
-NO_ROUTES: Final = {"aclose", "for_tenant", "from_env", "iter_history", "settings", "tenant_id"}
+NO_ROUTES: Final = {
+    *("aclose", "embedder", "for_tenant", "from_env", "iter_history", "settings", "tenant_id"),
+}
 
 
 def test_the_shipped_description_is_what_the_code_makes() -> None:

@@ -12,6 +12,7 @@ from pgcontext import limits
 from pgcontext.http import create_app
 from tests.support import DIMENSIONS
 from tests.support.asgi import Client
+from tests.support.embedders import with_embedder
 
 if TYPE_CHECKING:
     import asyncpg
@@ -177,6 +178,21 @@ async def test_search_finds_by_words_and_by_embedding(admin: Client, context: st
     assert (hit["message"]["content"], hit["found_by"]) == ("a kiwi", ["vector"])
     wrong = await admin("POST", "/v1/search", {"query": [0.5]})
     assert (wrong.status, wrong.type) == (422, "dimension-mismatch")
+
+
+async def test_owed_embeddings_are_made(store: ContextStore, admin: Client) -> None:
+    """As many as asked for at most; without an embedder, the caller learns that there is none."""
+    refused = await admin("POST", "/v1/embed", {})
+    assert (refused.status, refused.type) == (422, "invalid-input")
+    embedding = with_embedder(store)
+    context = await embedding.create()
+    await embedding.append(context.id, [user("a"), user("b")], embed="later")
+    client = Client(create_app(embedding), admin.key)
+    assert (await client("POST", "/v1/embed", {"limit": 1})).value == {"messages": 1}
+    assert (await client("POST", "/v1/embed", {})).value == {"messages": 1}
+    assert (await client("POST", "/v1/embed", {})).value == {"messages": 0}
+    assert (await client("POST", "/v1/embed", {"limit": 0})).status == 422
+    assert (await client("POST", "/v1/embed", {"limit": 10_001})).status == 413
 
 
 async def test_purge_and_erase_remove_for_good(admin: Client, context: str) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from pgcontext import ContextStore
 from tests.support import DIMENSIONS
+from tests.support.embedders import owe_and_embed
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -78,6 +79,7 @@ ONE_STATEMENT: Final[list[Call]] = [
 # ... and those whose docstrings say that they send several.
 SEVERAL: Final[list[Call]] = [
     ("erase", lambda my: my.store.erase(my.child, 2)),
+    ("embed_pending", lambda my: owe_and_embed(my.store, my.parent)),
     ("purge", lambda my: my.store.purge(older_than=timedelta(0))),
 ]
 METHODS: Final = {

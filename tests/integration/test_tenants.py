@@ -108,6 +108,7 @@ CALLS: Final[dict[str, list[Callable[[Strangers, UUID], Awaitable[Any]]]]] = {
 WITHOUT_AN_ID: Final = {
     "aclose",
     "create",
+    "embed_pending",
     "for_tenant",
     "from_env",
     "list",

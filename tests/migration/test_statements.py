@@ -57,6 +57,18 @@ API_KEY: Final = {
 # What the others return, and what makes no model of it looks at.
 OTHERS: Final = {
     "APPEND": {"base": "int8", "created_at": "timestamptz"},
+    "EMBED_CLAIM": {"id": "uuid", "content": "text"},
+    "EMBED_FILL": {"messages": "int8"},
+    "EMBED_OTHERS": {
+        "id": "uuid",
+        "content": "text",
+        "embedding_model": "text",
+        "last_id": "uuid",
+    },
+    "EMBED_OTHERS_COUNT": {"messages": "int8"},
+    "EMBED_OWED": {"due": "int8", "later": "int8"},
+    "EMBED_RELEASE": {},
+    "EMBED_REPLACE": {"messages": "int8"},
     "ERASE": {"missing": "text[]", "messages": "int8", "contexts": "int8"},
     "ERASE_OWNERS": {"id": "uuid"},
     "EXPIRE": {},

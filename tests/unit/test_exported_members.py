@@ -21,6 +21,7 @@ METHODS = {
     "delete": "(context_id)",
     "delete_messages": "(context_id, versions)",
     "diff": "(a, b)",
+    "embed_pending": "(*, limit=100)",
     "erase": "(context_id, versions=None)",
     "for_tenant": "(tenant_id)",
     "fork": "(context_id, *, at_version=None, name=None, metadata=None, id=None)",

@@ -14,6 +14,7 @@ import pytest
 
 from pgcontext import ContextStore
 from tests.support import DIMENSIONS
+from tests.support.embedders import owe_and_embed
 from tests.support.methods import ASKING
 from tests.support.proxy import Proxy, Traffic
 
@@ -87,6 +88,7 @@ CALLS: Final[dict[str, Callable[[Mine], Awaitable[Any]]]] = {
 }
 # Their docstrings say that they send several statements, and how many that is depends on the work.
 SEVERAL: Final[dict[str, Callable[[Mine], Awaitable[Any]]]] = {
+    "embed_pending()": lambda my: owe_and_embed(my.store, my.parent),
     "erase(id, 2)": lambda my: my.store.erase(my.child, 2),
     "purge(older_than=…)": lambda my: my.store.purge(older_than=timedelta(days=1)),
 }

@@ -203,6 +203,26 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     at_version: Version | None = None
 
 
+class Embedding(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many owed embeddings to make.
+
+    Attributes:
+        limit: messages at most.
+    """
+
+    limit: Annotated[int, Meta(ge=1), most(maximum=limits.EMBED_MESSAGES_MAX)] = 100
+
+
+class Embedded(msgspec.Struct, frozen=True):
+    """What was embedded.
+
+    Attributes:
+        messages: how many were; 0 when nothing is due.
+    """
+
+    messages: int
+
+
 class Purge(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What to remove for good.
 

@@ -80,6 +80,7 @@ REQUESTS: Final[dict[str, Any]] = {
     "fork": {"at_version": 1, "name": "Another answer"},
     "merge": {"into": str(FORK_ID)},
     "search": {"query": "bicycle", "limit": 5},
+    "embed_pending": {"limit": 100},
     "erase": {"versions": [1]},
     "purge": {"older_than_seconds": 30 * 86_400},
 }
@@ -95,6 +96,7 @@ REPLIES: Final[dict[Any, Any]] = {
     Diff: Diff(CONTEXT_ID, 1, [], [msgspec.structs.replace(MESSAGE, version=2)]),
     PurgeReport: PurgeReport(contexts=2, messages=31),
     EraseReport: EraseReport(messages=1, contexts=2),
+    bodies.Embedded: bodies.Embedded(31),
     bodies.Health: bodies.Health(),
     bodies.Readiness: bodies.Readiness("0002"),
 }

@@ -18,6 +18,7 @@ from pgcontext import limits
 from pgcontext.errors import (
     ContextNotFoundError,
     DimensionMismatchError,
+    EmbeddingError,
     IdempotencyConflictError,
     MessageNotFoundError,
     VersionConflictError,
@@ -342,6 +343,7 @@ async def merge(store: ContextStore, given: Request[Nothing, bodies.Merge]) -> I
     Items[Hit],
     ContextNotFoundError,
     DimensionMismatchError,
+    EmbeddingError,
     scope="read",
     body=bodies.Search,
 )
@@ -366,6 +368,22 @@ async def search(store: ContextStore, given: Request[Nothing, bodies.Search]) ->
 async def erase(store: ContextStore, given: Request[Nothing, bodies.Erasure]) -> EraseReport:
     """Remove content for good, everywhere, forks included: the right to be forgotten."""
     return await store.erase(given.path_id, given.body.versions)
+
+
+@operation(
+    "POST",
+    "/v1/embed",
+    bodies.Embedded,
+    DimensionMismatchError,
+    EmbeddingError,
+    scope="write",
+    body=bodies.Embedding,
+)
+async def embed_pending(
+    store: ContextStore, given: Request[Nothing, bodies.Embedding]
+) -> bodies.Embedded:
+    """Embed messages whose embedding was left for later, or failed."""
+    return bodies.Embedded(await store.embed_pending(limit=given.body.limit))
 
 
 @operation("POST", "/v1/purge", PurgeReport, scope="admin", body=bodies.Purge)

@@ -21,6 +21,15 @@ from pgcontext.statements.contexts import (
     RESTORE,
     UPDATE,
 )
+from pgcontext.statements.embedding import (
+    EMBED_CLAIM,
+    EMBED_FILL,
+    EMBED_OTHERS,
+    EMBED_OTHERS_COUNT,
+    EMBED_OWED,
+    EMBED_RELEASE,
+    EMBED_REPLACE,
+)
 from pgcontext.statements.messages import (
     APPEND,
     APPEND_REFUSED,
@@ -59,6 +68,13 @@ __all__ = [
     "DELETE",
     "DELETE_MESSAGES",
     "DIFF",
+    "EMBED_CLAIM",
+    "EMBED_FILL",
+    "EMBED_OTHERS",
+    "EMBED_OTHERS_COUNT",
+    "EMBED_OWED",
+    "EMBED_RELEASE",
+    "EMBED_REPLACE",
     "ERASE",
     "ERASE_OWNERS",
     "EXPIRE",

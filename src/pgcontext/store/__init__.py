@@ -6,6 +6,7 @@ is refused may take a second statement to say why; other exceptions are named wh
 
 from __future__ import annotations
 
+from pgcontext.store.embedding import EmbeddingMethods
 from pgcontext.store.forks import ForkMethods
 from pgcontext.store.messages import MessageMethods
 from pgcontext.store.retention import RetentionMethods
@@ -14,7 +15,7 @@ from pgcontext.store.search import SearchMethods
 __all__ = ["ContextStore"]
 
 
-class ContextStore(MessageMethods, ForkMethods, SearchMethods, RetentionMethods):
+class ContextStore(MessageMethods, ForkMethods, SearchMethods, EmbeddingMethods, RetentionMethods):
     """Conversations on PostgreSQL, for one tenant.
 
     Making one does no I/O; connections are made at the first call and shared by all stores that

@@ -1,0 +1,369 @@
+import asyncio
+import logging
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from pgcontext import (
+    ContextStore,
+    EmbeddingError,
+    InvalidInputError,
+    LimitExceededError,
+    limits,
+)
+from tests.support import DIMENSIONS
+from tests.support.chats import axis, contents, user, users
+from tests.support.embedders import Words
+
+MakeStore = Callable[..., ContextStore]
+OWED = "SELECT content FROM messages WHERE embed_after IS NOT NULL ORDER BY version"
+
+
+async def owe(store: ContextStore, messages: list[Any] | dict[str, Any]) -> UUID:
+    """Make a context with messages whose embeddings are owed."""
+    context = await store.create()
+    await store.append(context.id, messages, embed="later")
+    return context.id
+
+
+async def owed(connection: asyncpg.Connection) -> list[str]:
+    """The contents of what is owed still."""
+    return [row["content"] for row in await connection.fetch(OWED)]
+
+
+async def ripen(connection: asyncpg.Connection) -> None:
+    """Let the time pass after which what is owed may be claimed."""
+    await connection.execute("UPDATE messages SET embed_after = now() WHERE embed_after > now()")
+
+
+async def seconds_until_due(connection: asyncpg.Connection) -> float:
+    """How long it takes until the first of what is owed may be claimed."""
+    seconds: float = await connection.fetchval(
+        "SELECT extract(epoch FROM min(embed_after) - now())::float8 FROM messages"
+    )
+    return seconds
+
+
+async def test_what_was_left_for_later_is_embedded(make_store: MakeStore) -> None:
+    """It is found by vector then, carries the model's name, and is owed no more."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    context_id = await owe(store, [user("a"), user("b"), user("c", embedding=axis(0))])
+    (given,) = await store.search(embedder.vector("b"), context_id=context_id)
+    assert given.message.content == "c"
+    assert await store.embed_pending() == 2
+    assert await store.embed_pending() == 0
+    assert sorted(chain(*embedder.asked)) == ["a", "b"]
+    hits = await store.search(embedder.vector("b"), context_id=context_id)
+    assert hits[0].message.content == "b"
+    assert hits[0].distance == pytest.approx(0, abs=1e-6)
+    messages = await store.history(context_id)
+    assert {message.embedding_model for message in messages} == {"words"}
+    assert not any(message.embedding_pending for message in messages)
+
+
+async def test_a_limit_bounds_what_one_call_takes(make_store: MakeStore) -> None:
+    """No more than asked for; the longest owed first; batches of what may be claimed at once."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    await owe(store, users(3))
+    await owe(store, users(limits.EMBED_BATCH_MESSAGES_MAX + 1, start=10))
+    assert await store.embed_pending(limit=3) == 3
+    assert sorted(embedder.asked[0]) == ["message 1", "message 2", "message 3"]
+    assert await store.embed_pending(limit=limits.EMBED_MESSAGES_MAX) == 201
+    assert [len(texts) for texts in embedder.asked] == [3, limits.EMBED_BATCH_MESSAGES_MAX, 1]
+
+
+async def test_a_claim_is_bounded_in_bytes(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long texts are claimed a few at a time, and one that is above the bound alone."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    monkeypatch.setattr(limits, "EMBED_BATCH_BYTES_MAX", 10)
+    await owe(store, [user("aaaa"), user("bbbb"), user("cccc"), user("d" * 100), user("e")])
+    assert await store.embed_pending() == 5
+    assert sorted(chain(*embedder.asked)) == ["aaaa", "bbbb", "cccc", "d" * 100, "e"]
+    assert len(embedder.asked) >= 2
+    assert all(len("".join(texts[:-1])) < 10 for texts in embedder.asked)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "3", True, None])
+async def test_a_limit_is_a_number_of_messages(make_store: MakeStore, limit: Any) -> None:
+    """Anything else is refused before any SQL."""
+    with pytest.raises(InvalidInputError, match="limit"):
+        await make_store(embedder=Words()).embed_pending(limit=limit)
+
+
+async def test_a_limit_has_a_bound(make_store: MakeStore) -> None:
+    """It is refused, not clamped."""
+    with pytest.raises(LimitExceededError):
+        await make_store(embedder=Words()).embed_pending(limit=limits.EMBED_MESSAGES_MAX + 1)
+
+
+async def test_without_an_embedder_there_is_nobody_to_do_it(store: ContextStore) -> None:
+    """The sentence says what to set."""
+    with pytest.raises(InvalidInputError, match="PGCONTEXT_EMBEDDER"):
+        await store.embed_pending()
+
+
+async def test_many_at_once_embed_each_message_once(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Eight workers over two stores share the work, and none does another's."""
+    embedder = Words(seconds=0.01)
+    stores = [make_store(embedder=embedder) for _ in range(2)]
+    await owe(stores[0], users(200))
+
+    async def work(store: ContextStore) -> int:
+        done = 0
+        while filled := await store.embed_pending(limit=7):
+            done += filled
+        return done
+
+    done = await asyncio.gather(*(work(stores[number % 2]) for number in range(8)))
+    assert sum(done) == 200
+    assert sum(count > 0 for count in done) > 1
+    texts = list(chain(*embedder.asked))
+    assert len(texts) == len(set(texts)) == 200
+    assert await owed(connection) == []
+
+
+async def test_no_connection_is_held_while_embedding(make_store: MakeStore) -> None:
+    """With a single connection, others read and write while an embedder takes its time."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            begun.set()
+            await go_on.wait()
+            return await super().embed(texts)
+
+    store = make_store(embedder=Waiting(), pool_size=1, acquire_seconds=5.0)
+    context_id = await owe(store, user("a"))
+    embedding = asyncio.create_task(store.embed_pending())
+    await begun.wait()
+    await store.append(context_id, user("b"), embed=False)
+    assert contents(await store.history(context_id)) == ["a", "b"]
+    go_on.set()
+    assert await embedding == 1
+
+
+async def test_a_claim_that_ran_out_is_another_workers(make_store: MakeStore) -> None:
+    """Who is slower than the claim lasts loses nothing: the first vector that comes is written."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            begun.set()
+            await go_on.wait()
+            return await super().embed(texts)
+
+    slow = make_store(embedder=Waiting("slow"), claim_seconds=0.05)
+    quick = make_store(embedder=Words("quick"))
+    context_id = await owe(slow, users(3))
+    working = asyncio.create_task(slow.embed_pending())
+    await begun.wait()
+    assert await quick.embed_pending() == 0
+    await asyncio.sleep(0.1)
+    assert await quick.embed_pending(limit=2) == 2
+    go_on.set()
+    assert await working == 1
+    models = [message.embedding_model for message in await quick.history(context_id)]
+    assert sorted(filter(None, models)) == ["quick", "quick", "slow"]
+
+
+async def test_what_is_erased_while_it_is_embedded_stays_erased(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """No vector comes back to a message that was forgotten meanwhile."""
+    begun, go_on = asyncio.Event(), asyncio.Event()
+
+    class Waiting(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            begun.set()
+            await go_on.wait()
+            return await super().embed(texts)
+
+    store = make_store(embedder=Waiting())
+    context_id = await owe(store, [user("forget"), user("keep")])
+    embedding = asyncio.create_task(store.embed_pending())
+    await begun.wait()
+    await store.erase(context_id, 1)
+    go_on.set()
+    assert await embedding == 1
+    rows = await connection.fetch("SELECT embedding IS NULL AS bare FROM messages ORDER BY version")
+    assert [row["bare"] for row in rows] == [True, False]
+
+
+@pytest.mark.parametrize("place", [0, 1, 6, 18, 19])
+async def test_a_text_that_is_always_refused_holds_up_no_other(
+    make_store: MakeStore,
+    connection: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    place: int,
+) -> None:
+    """It is found by halving the batch, is put off, and the log doesn't say what it is."""
+    batch = users(20)
+    batch[place] = user("poison")
+    embedder = Words(refuses={"poison"})
+    store = make_store(embedder=embedder)
+    await owe(store, batch)
+    assert await store.embed_pending() == 19
+    assert await owed(connection) == ["poison"]
+    assert len(embedder.asked) <= 2 * 5 + 1
+    assert await store.embed_pending() == 0
+    assert await seconds_until_due(connection) > 250
+    assert "refused messages: 1" in caplog.text
+    assert "poison" not in caplog.text
+
+
+async def test_what_is_refused_is_tried_ever_more_seldom(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Again after as long as it has existed, and once a day at least."""
+    store = make_store(embedder=Words(refuses={"poison"}))
+    await owe(store, user("poison"))
+    for age, expected in (("1 hour", 3_600), ("10 hours", 36_000), ("30 days", 86_400)):
+        await connection.execute(
+            "UPDATE messages SET embed_after = now(), created_at = now() - $1::text::interval", age
+        )
+        assert await store.embed_pending() == 0
+        assert await seconds_until_due(connection) == pytest.approx(expected, abs=5)
+
+
+def refuse_everything() -> None:
+    raise RuntimeError("secret words in the service's answer")
+
+
+def fail_to_connect() -> None:
+    raise ConnectionError("secret words of the network")
+
+
+@pytest.mark.parametrize(("failure", "calls_max"), [(refuse_everything, 16), (fail_to_connect, 1)])
+async def test_an_embedder_that_fails_altogether_is_not_asked_for_each_text(
+    make_store: MakeStore,
+    connection: asyncpg.Connection,
+    caplog: pytest.LogCaptureFixture,
+    failure: Callable[[], None],
+    calls_max: int,
+) -> None:
+    """A few tries show it; its error is raised, and the messages wait a minute, not for ever."""
+    embedder = Words()
+    embedder.before = failure
+    store = make_store(embedder=embedder)
+    await owe(store, users(100))
+    with pytest.raises(EmbeddingError):
+        await store.embed_pending()
+    assert len(embedder.asked) <= calls_max
+    assert 50 < await seconds_until_due(connection) <= 60
+    assert await store.embed_pending() == 0
+    embedder.before = lambda: None
+    await ripen(connection)
+    assert await store.embed_pending() == 100
+    assert "secret" not in caplog.text
+
+
+async def test_what_was_done_before_a_failure_counts(make_store: MakeStore) -> None:
+    """The call says how many it filled; the next one meets the failure."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    await owe(store, users(limits.EMBED_BATCH_MESSAGES_MAX * 2 + 5))
+
+    def fail_from_the_second_on() -> None:
+        if len(embedder.asked) > 1:
+            fail_to_connect()
+
+    embedder.before = fail_from_the_second_on
+    assert await store.embed_pending(limit=1_000) == limits.EMBED_BATCH_MESSAGES_MAX
+    with pytest.raises(EmbeddingError):
+        await store.embed_pending(limit=1_000)
+
+
+async def test_vectors_of_another_length_are_refused(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """One call shows it, and the sentence says both lengths; nothing is written or lost."""
+    embedder = Words(dimensions=DIMENSIONS + 1)
+    store = make_store(embedder=embedder)
+    await owe(store, users(50))
+    with pytest.raises(EmbeddingError, match=str(DIMENSIONS + 1)):
+        await store.embed_pending()
+    assert len(embedder.asked) == 1
+    assert len(await owed(connection)) == 50
+
+
+async def test_who_is_interrupted_gives_the_claim_back(make_store: MakeStore) -> None:
+    """A worker that is cancelled while it embeds leaves its messages to the next one at once."""
+    slow = make_store(embedder=Words(seconds=60))
+    await owe(slow, users(3))
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(slow.embed_pending(), 0.2)
+    assert await make_store(embedder=Words()).embed_pending() == 3
+
+
+async def test_what_is_hidden_is_embedded_too(make_store: MakeStore) -> None:
+    """Restored later, deleted messages and contexts are found like any other."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    context_id = await owe(store, [user("a"), user("b")])
+    await store.delete_messages(context_id, 1)
+    await store.delete(context_id)
+    assert await store.embed_pending() == 2
+    await store.restore(context_id)
+    await store.restore_messages(context_id, 1)
+    for scope in (context_id, None):
+        hits = await store.search(embedder.vector("a"), context_id=scope)
+        assert hits[0].message.content == "a"
+
+
+async def test_copies_made_by_a_merge_are_owed_as_well(make_store: MakeStore) -> None:
+    """A merged message whose embedding was owed gets one, as its original does."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    parent_id = await owe(store, user("a"))
+    fork = await store.fork(parent_id)
+    await store.append(fork.id, user("b"), embed="later")
+    await store.merge(fork.id, into=parent_id)
+    assert await store.embed_pending() == 3
+    hits = await store.search(embedder.vector("b"), context_id=parent_id)
+    assert hits[0].message.content == "b"
+
+
+async def test_each_tenant_pays_for_itself(make_store: MakeStore) -> None:
+    """What another tenant owes is not embedded."""
+    store = make_store(embedder=Words())
+    other = store.for_tenant(UUID(int=7))
+    await owe(other, user("theirs"))
+    assert await store.embed_pending() == 0
+    assert await other.embed_pending() == 1
+
+
+async def test_what_failed_at_the_append_is_embedded_later(make_store: MakeStore) -> None:
+    """The embedder was away for a moment; nothing has to be marked by hand."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    embedder.before = fail_to_connect
+    context = await store.create()
+    (message,) = await store.append(context.id, user("a"))
+    assert message.embedding_pending
+    embedder.before = lambda: None
+    assert await store.embed_pending() == 1
+
+
+async def test_the_log_says_when_embedding_fails(
+    make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With how many messages, but nothing of what the failure said."""
+    caplog.set_level(logging.WARNING)
+    embedder = Words()
+    embedder.before = fail_to_connect
+    store = make_store(embedder=embedder)
+    await owe(store, users(4))
+    with pytest.raises(EmbeddingError):
+        await store.embed_pending()
+    assert "embedding failed; messages for later: 4" in caplog.text
