@@ -10,10 +10,10 @@ PIP := $(BIN)/python -m pip -qq --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench bundle pins clean
+.PHONY: help setup demo test check format bench bench-search bundle pins clean
 
 help: ## Say what can be made.
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: .venv/.installed ## Watch conversations being stored, forked, windowed and searched; INPUT=file for your own.
 	@$(BIN)/pgcontext demo $(if $(INPUT),--input '$(INPUT)')
@@ -33,6 +33,10 @@ format: setup ## Format the code and mend what Ruff can mend.
 
 bench: setup ## Measure, and write docs/benchmarks.md; BENCH_ARGS=--quick for a first look.
 	@$(BIN)/python -m benchmarks $(BENCH_ARGS)
+
+bench-search: setup ## Measure search, and write docs/benchmarks-search.md; BENCH_ARGS as above.
+	@$(PIP) install --constraint constraints.txt --requirement benchmarks/search/requirements.txt
+	@$(BIN)/python -m benchmarks.search $(BENCH_ARGS)
 
 bundle: setup ## Build what AWS Lambda runs; BUNDLE_ARGS='--arch x86_64' for another processor.
 	@$(BIN)/python scripts/build_lambda_bundle.py $(BUNDLE_ARGS)

@@ -23,8 +23,12 @@ HEADER: Final = ("measured", "median", "against", "median", "ratio", "target", "
 
 
 def table(comparisons: Sequence[Comparison]) -> str:
-    """Return the comparisons as a Markdown table with aligned columns."""
-    rows = [HEADER, *(_row(comparison) for comparison in comparisons)]
+    """Return the comparisons as a Markdown table."""
+    return aligned([HEADER, *(_row(comparison) for comparison in comparisons)])
+
+
+def aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """Return a Markdown table with aligned columns; its first row is the header."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [
         f"| {' | '.join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))} |"
