@@ -3,7 +3,7 @@
 from pgcontext import ContextStore
 """
 
-from pgcontext.embedding import Embedder
+from pgcontext.embedding import CallableEmbedder, Embedder, HttpEmbedder, LocalEmbedder
 from pgcontext.errors import (
     ConfigError,
     ContextNotFoundError,
@@ -35,6 +35,7 @@ from pgcontext.store import ContextStore
 from pgcontext.tokens import Tokenizer
 
 __all__ = [
+    "CallableEmbedder",
     "ConfigError",
     "Context",
     "ContextNotFoundError",
@@ -46,9 +47,11 @@ __all__ = [
     "EmbeddingError",
     "EraseReport",
     "Hit",
+    "HttpEmbedder",
     "IdempotencyConflictError",
     "InvalidInputError",
     "LimitExceededError",
+    "LocalEmbedder",
     "Message",
     "MessageNotFoundError",
     "NewMessage",

@@ -237,7 +237,7 @@ class Pool:
         from pgcontext import embedded  # noqa: PLC0415 (only who has no URL needs it)
 
         directory = Path(self._settings.data_dir) if self._settings.data_dir else None
-        return parse(await embedded.start(directory))
+        return parse(await embedded.start(directory, dimensions=self._settings.dimensions))
 
     async def _acquire(self, connections: Connections, name: str) -> Connection:
         seconds = _left(self._settings.acquire_seconds)

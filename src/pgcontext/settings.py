@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 from uuid import UUID
 
@@ -31,6 +32,9 @@ UNPOOLED_NAMES: Final = (
 )
 TLS_MODES: Final = ("disable", "require", "verify-ca", "verify-full")
 POOLERS: Final = ("transaction", "session", "direct")
+EMBEDDERS: Final = ("none", "local", "http")
+LOCAL_MODEL_PACKAGE: Final = "wordllama"
+OPENAI_URL: Final = "https://api.openai.com/v1"
 AUTHS: Final = ("keys", "authorizer", "none")
 SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
 """What a caller over HTTP may do; each includes those before it."""
@@ -38,6 +42,19 @@ ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _DECIMAL: Final = r"[0-9]{1,6}(\.[0-9]+)?"
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+
+
+class Secret(msgspec.Struct, frozen=True):
+    """A text that no repr shows.
+
+    Attributes:
+        value: the text.
+    """
+
+    value: str
+
+    def __repr__(self) -> str:
+        return "Secret(…)"
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,7 +70,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         schema: the schema of the tables.
         tls: an explicit TLS mode, which outranks the URL's.
         tokenizer: name of the vocabulary that counts tokens.
-        embedding_model: the model of embeddings that are given without one.
+        embedder: what makes embeddings where the store is not given something: nothing, the local
+            model, or a server by HTTP.
+        embedding_model: the server's model; without an embedder, that of embeddings that are given
+            without one.
+        embedding_url: where the server is.
+        embedding_key: the server's API key.
+        embedding_seconds: how long one call of the embedder may take in all.
+        embedding_send_dimensions: ask the server for embeddings of `dimensions` numbers.
         claim_seconds: how long a worker may hold a message it embeds.
         acquire_seconds: how long to wait for a free connection.
         statement_seconds: how long to wait for a statement.
@@ -82,7 +106,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     schema: str = "public"
     tls: TlsMode | None = None
     tokenizer: str = "o200k_base"
+    embedder: Literal["none", "local", "http"] = "none"
     embedding_model: str | None = None
+    embedding_url: str = OPENAI_URL
+    embedding_key: Secret | None = None
+    embedding_seconds: float = limits.EMBEDDING_SECONDS_DEFAULT
+    embedding_send_dimensions: bool = False
     claim_seconds: float = 300.0
     acquire_seconds: float = limits.ACQUIRE_SECONDS_MAX
     statement_seconds: float = limits.STATEMENT_SECONDS_MAX
@@ -102,7 +131,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def from_env(cls, env: Mapping[str, str] | None = None, **overrides: Any) -> Settings:  # noqa: ANN401
         """Read the environment; `overrides` are fields of this class and win.
 
-        `url` and `unpooled_url` may be given as text.
+        `url`, `unpooled_url` and `embedding_key` may be given as text. What depends on others, as
+        the embedder and the dimensions do, follows from what is then known.
 
         Raises:
             ConfigError: a value is not acceptable; the sentence says what is.
@@ -117,7 +147,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "dimensions": _integer(env, "PGCONTEXT_DIMENSIONS"),
             "schema": env.get("PGCONTEXT_SCHEMA") or None,
             "tokenizer": env.get("PGCONTEXT_TOKENIZER") or None,
+            "embedder": _choice(env, "PGCONTEXT_EMBEDDER", EMBEDDERS),
             "embedding_model": env.get("PGCONTEXT_EMBEDDING_MODEL") or None,
+            "embedding_url": env.get("PGCONTEXT_EMBEDDING_URL") or None,
+            "embedding_key": env.get("PGCONTEXT_EMBEDDING_KEY") or None,
+            "embedding_seconds": _seconds(env, "PGCONTEXT_EMBEDDING_SECONDS"),
+            "embedding_send_dimensions": _switch(env, "PGCONTEXT_EMBEDDING_SEND_DIMENSIONS"),
             "claim_seconds": _seconds(env, "PGCONTEXT_CLAIM_SECONDS"),
             "acquire_seconds": _seconds(env, "PGCONTEXT_ACQUIRE_SECONDS"),
             "statement_seconds": _seconds(env, "PGCONTEXT_STATEMENT_SECONDS"),
@@ -142,6 +177,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         for name in ("url", "unpooled_url"):
             if not isinstance(values[name], DatabaseUrl | None):
                 values[name] = parse(values[name], tls=values["tls"])
+        _complete_embedding(values, env)
         known = {key: value for key, value in values.items() if value is not None}
         return cls(**known).checked()
 
@@ -161,6 +197,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msg = f"PGCONTEXT_PURGE_DAYS must be 0 to {limits.PURGE_AGE_DAYS_MAX}."
             raise ConfigError(msg)
         self._check_pool()
+        self._check_embedder()
         self._check_http()
         if self.url is not None and self.in_function:
             self._check_function(self.url)
@@ -176,6 +213,41 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             msg = (
                 f"PGCONTEXT_POOL_SIZE must be 1 to {most}: a function's connections multiply with "
                 "its concurrency. More are accepted only for a direct connection outside functions."
+            )
+            raise ConfigError(msg)
+
+    def _check_embedder(self) -> None:
+        if self.embedder not in EMBEDDERS:
+            raise ConfigError(f"PGCONTEXT_EMBEDDER must be one of: {', '.join(EMBEDDERS)}.")
+        if self.embedder == "http":
+            self._check_server()
+        if self.embedder != "local":
+            return
+        if self.embedding_model is not None:
+            msg = (
+                "PGCONTEXT_EMBEDDER=local has a model of its own: unset PGCONTEXT_EMBEDDING_MODEL, "
+                "or choose PGCONTEXT_EMBEDDER=http or none."
+            )
+            raise ConfigError(msg)
+        if self.dimensions != limits.EMBEDDING_DIMENSIONS_LOCAL:
+            msg = (
+                f"PGCONTEXT_EMBEDDER=local makes embeddings of {limits.EMBEDDING_DIMENSIONS_LOCAL} "
+                f"dimensions, and PGCONTEXT_DIMENSIONS says {self.dimensions}: unset it, or choose "
+                "PGCONTEXT_EMBEDDER=http or none."
+            )
+            raise ConfigError(msg)
+
+    def _check_server(self) -> None:
+        if self.embedding_model is None:
+            msg = (
+                "An embedding server needs PGCONTEXT_EMBEDDING_MODEL, the name of its model, such "
+                "as text-embedding-3-small."
+            )
+            raise ConfigError(msg)
+        if self.embedding_key is None and _is_openai(self.embedding_url):
+            msg = (
+                "Embeddings of OpenAI need PGCONTEXT_EMBEDDING_KEY (or OPENAI_API_KEY); those of "
+                "another server, PGCONTEXT_EMBEDDING_URL."
             )
             raise ConfigError(msg)
 
@@ -252,6 +324,37 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         return self.url
 
 
+def _complete_embedding(values: dict[str, Any], env: Mapping[str, str]) -> None:
+    """Fill in which embedder there is, its key, and what length of embeddings follows from it."""
+    values["embedder"] = values["embedder"] or _default_embedder(values)
+    if values["embedder"] == "local" and values["dimensions"] is None:
+        values["dimensions"] = limits.EMBEDDING_DIMENSIONS_LOCAL
+    key = values["embedding_key"]
+    if key is None and values["embedder"] == "http" and _is_openai(values["embedding_url"]):
+        key = env.get("OPENAI_API_KEY") or None  # which nobody else is shown
+    values["embedding_key"] = Secret(key) if isinstance(key, str) else key
+
+
+def _is_openai(url: str | None) -> bool:
+    return (url or OPENAI_URL).startswith(OPENAI_URL)
+
+
+def _default_embedder(values: Mapping[str, Any]) -> str:
+    """Decide what makes embeddings where nobody said so.
+
+    The local model where it is installed and the database is the embedded one, unless something
+    says that the embeddings are others.
+    """
+    if values["embedding_url"] is not None:
+        return "http"
+    is_embedded = values["url"] is None and values["unpooled_url"] is None
+    fits = values["dimensions"] in {None, limits.EMBEDDING_DIMENSIONS_LOCAL}
+    if not is_embedded or not fits or values["embedding_model"] is not None:
+        return "none"
+    installed = not values["in_function"] and find_spec(LOCAL_MODEL_PACKAGE) is not None
+    return "local" if installed else "none"
+
+
 def _needs_direct(what: str) -> str:
     return (
         f"{what}, and this needs a direct connection: set DATABASE_URL_UNPOOLED (or "
@@ -269,6 +372,11 @@ def _choice(env: Mapping[str, str], name: str, accepted: tuple[str, ...]) -> str
         msg = f"{name} must be one of: {', '.join(accepted)}."
         raise ConfigError(msg)
     return value
+
+
+def _switch(env: Mapping[str, str], name: str) -> bool | None:
+    value = _choice(env, name, ("on", "off"))
+    return None if value is None else value == "on"
 
 
 def _integer(env: Mapping[str, str], name: str) -> int | None:

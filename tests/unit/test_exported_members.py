@@ -7,10 +7,11 @@ import pgcontext
 from pgcontext import ContextStore
 
 EXPORTED = """
-    ConfigError Context ContextNotFoundError ContextStore ContextStoreError Diff
-    DimensionMismatchError Embedder EraseReport Hit IdempotencyConflictError InvalidInputError
-    LimitExceededError Message MessageNotFoundError NewMessage Page PoolTimeoutError PurgeReport
-    SchemaMismatchError Settings Tokenizer UnavailableError VersionConflictError Window
+    CallableEmbedder ConfigError Context ContextNotFoundError ContextStore ContextStoreError Diff
+    DimensionMismatchError Embedder EmbeddingError EraseReport Hit HttpEmbedder
+    IdempotencyConflictError InvalidInputError LimitExceededError LocalEmbedder Message
+    MessageNotFoundError NewMessage Page PoolTimeoutError PurgeReport SchemaMismatchError Settings
+    Tokenizer UnavailableError VersionConflictError Window
     __version__
 """
 # The arguments that callers rely on: names, order, kinds and defaults.
@@ -44,7 +45,7 @@ METHODS = {
     "update": "(context_id, *, name=Ellipsis, metadata=Ellipsis, expires_at=Ellipsis)",
     "window": "(context_id, *, max_tokens, at_version=None)",
 }
-PROPERTIES = ["settings", "tenant_id"]
+PROPERTIES = ["embedder", "settings", "tenant_id"]
 
 
 def arguments(method: object) -> str:

@@ -21,10 +21,12 @@ UNITS = {
     "HITS",
     "MESSAGES",
     "NEIGHBORS",
+    "REQUESTS",
     "REVISION",
     "ROLES",
     "ROWS",
     "SECONDS",
+    "TEXTS",
     "VERSION",
     "VERSIONS",
 }

@@ -3,6 +3,7 @@ import pytest
 from pgcontext import limits
 from pgcontext.errors import ConfigError
 from pgcontext.settings import Settings
+from tests.support.modules import without_packages
 
 NEON = "postgresql://u:p@ep-x-pooler.eu.aws.neon.tech/db"
 NEON_DIRECT = "postgresql://u:p@ep-x.eu.aws.neon.tech/db"
@@ -24,7 +25,7 @@ def test_an_empty_environment_means_the_embedded_database_and_the_defaults() -> 
     assert settings.url is None
     assert settings.direct_url is None
     assert settings.pool_size == limits.POOL_CONNECTIONS_MAX == 3
-    assert settings.dimensions == 1536
+    assert (settings.embedder, settings.dimensions) == ("local", 256)
     assert settings.schema == "public"
     assert settings.tokenizer == "o200k_base"
     assert settings.embedding_model is None
@@ -254,3 +255,87 @@ def test_an_explicit_tls_mode_outranks_the_url() -> None:
     assert strict.url is not None
     assert lax.url is not None
     assert (strict.url.tls, lax.url.tls) == ("verify-full", "require")
+
+
+@pytest.mark.parametrize(
+    ("env", "embedder", "dimensions"),
+    [
+        ({"PGCONTEXT_DIMENSIONS": "256"}, "local", 256),
+        ({"PGCONTEXT_DIMENSIONS": "1536"}, "none", 1536),
+        ({"PGCONTEXT_EMBEDDING_MODEL": "mine"}, "none", 1536),
+        ({"PGCONTEXT_EMBEDDER": "none"}, "none", 1536),
+        ({"PGCONTEXT_EMBEDDER": "local", "DATABASE_URL": LOCAL}, "local", 256),
+        ({"DATABASE_URL": LOCAL}, "none", 1536),
+        ({"DATABASE_URL_UNPOOLED": LOCAL}, "none", 1536),
+        ({"AWS_LAMBDA_FUNCTION_NAME": "chat"}, "none", 1536),
+        (
+            {
+                "PGCONTEXT_EMBEDDING_URL": "http://localhost:11434/v1",
+                "PGCONTEXT_EMBEDDING_MODEL": "m",
+            },
+            "http",
+            1536,
+        ),
+    ],
+)
+def test_the_embedder_follows_from_what_is_set(
+    env: dict[str, str], embedder: str, dimensions: int
+) -> None:
+    """An address means a server; nothing at all, with the embedded database, the local model."""
+    settings = Settings.from_env(env)
+    assert (settings.embedder, settings.dimensions) == (embedder, dimensions)
+
+
+def test_without_the_local_model_nothing_is_embedded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The embedded database works without it, and its embeddings have the usual length."""
+    without_packages(monkeypatch, "wordllama")
+    settings = Settings.from_env({})
+    assert (settings.embedder, settings.dimensions) == ("none", 1536)
+
+
+@pytest.mark.parametrize(
+    ("env", "sentence"),
+    [
+        ({"PGCONTEXT_EMBEDDER": "openai"}, "none, local, http"),
+        ({"PGCONTEXT_EMBEDDER": "http", "OPENAI_API_KEY": "k"}, "PGCONTEXT_EMBEDDING_MODEL"),
+        (
+            {"PGCONTEXT_EMBEDDER": "http", "PGCONTEXT_EMBEDDING_MODEL": "m"},
+            "PGCONTEXT_EMBEDDING_KEY .or OPENAI_API_KEY",
+        ),
+        (
+            {"PGCONTEXT_EMBEDDER": "local", "PGCONTEXT_DIMENSIONS": "1536"},
+            "256 dimensions, and PGCONTEXT_DIMENSIONS says 1536",
+        ),
+        (
+            {"PGCONTEXT_EMBEDDER": "local", "PGCONTEXT_EMBEDDING_MODEL": "m"},
+            "a model of its own",
+        ),
+        ({"PGCONTEXT_EMBEDDING_SECONDS": "0"}, "above 0"),
+        ({"PGCONTEXT_EMBEDDING_SEND_DIMENSIONS": "yes"}, "on, off"),
+    ],
+)
+def test_an_embedder_that_cannot_be_is_refused(env: dict[str, str], sentence: str) -> None:
+    """Each sentence says what is accepted."""
+    with pytest.raises(ConfigError, match=sentence):
+        Settings.from_env(env)
+
+
+OPENAI = {"PGCONTEXT_EMBEDDER": "http", "PGCONTEXT_EMBEDDING_MODEL": "m", "OPENAI_API_KEY": "sk-1"}
+
+
+def test_the_key_of_openai_is_shown_to_openai_alone() -> None:
+    """A key that is there for other reasons is not sent to another address."""
+    ours = Settings.from_env(OPENAI).embedding_key
+    assert ours is not None
+    assert ours.value == "sk-1"
+    for url in ("http://localhost:11434/v1", "https://api.openai.com.example.org/v1"):
+        assert Settings.from_env({**OPENAI, "PGCONTEXT_EMBEDDING_URL": url}).embedding_key is None
+    named = Settings.from_env({**OPENAI, "PGCONTEXT_EMBEDDING_KEY": "sk-2"}).embedding_key
+    assert named is not None
+    assert named.value == "sk-2"
+
+
+def test_settings_never_show_the_key() -> None:
+    """Neither one of the environment nor one that is given as text."""
+    assert "sk-1" not in repr(Settings.from_env(OPENAI))
+    assert "hunter2" not in repr(Settings.from_env(OPENAI, embedding_key="hunter2"))

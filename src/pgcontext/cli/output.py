@@ -209,7 +209,7 @@ async def embedded_started(settings: Settings) -> None:
 
     directory = Path(settings.data_dir) if settings.data_dir else None
     with Console(stderr=True).status("Starting PostgreSQL ..."):
-        await embedded.start(directory)
+        await embedded.start(directory, dimensions=settings.dimensions)
 
 
 def exit_code(error: ContextStoreError) -> Exit:

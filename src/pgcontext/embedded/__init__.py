@@ -30,7 +30,7 @@ _guard: Final = threading.Lock()
 _clusters: Final[dict[Path, Cluster]] = {}  # what this process uses
 
 
-async def start(data_dir: Path | None = None) -> str:
+async def start(data_dir: Path | None = None, *, dimensions: int | None = None) -> str:
     """Start the server if need be, migrate its database if need be, and return its URL.
 
     About 2 s the first time, 0.2 s when it has to be started, 0.02 s when it runs; in a thread, so
@@ -38,24 +38,26 @@ async def start(data_dir: Path | None = None) -> str:
 
     Args:
         data_dir: where it lives; None for `PGCONTEXT_DATA_DIR` or the user's data directory.
+        dimensions: length of the embeddings; None for what the environment says.
 
     Raises:
         ConfigError: it cannot run here; the sentence says what to do.
         UnavailableError: it did not start.
     """
-    return await asyncio.to_thread(start_sync, data_dir)
+    return await asyncio.to_thread(start_sync, data_dir, dimensions=dimensions)
 
 
-def start_sync(data_dir: Path | None = None) -> str:
+def start_sync(data_dir: Path | None = None, *, dimensions: int | None = None) -> str:
     """Do what `start` does, in this thread."""
-    directory = _directory(data_dir)
+    settings = _settings()
+    directory = _directory(data_dir, settings)
     with _guard:
         cluster = _clusters.get(directory) or _new(directory)
         try:
             with cluster.exclusive():
                 cluster.ensure_running()
                 _clusters[directory] = cluster
-                _migrate(cluster)
+                _migrate(cluster, dimensions or settings.dimensions)
         except OSError as error:
             if isinstance(error, UnavailableError):
                 raise
@@ -74,7 +76,7 @@ def stop(data_dir: Path | None = None) -> None:
         data_dir: as given to `start`.
     """
     with _guard:
-        cluster = _clusters.pop(_directory(data_dir), None)
+        cluster = _clusters.pop(_directory(data_dir, _settings()), None)
         if cluster is not None:
             cluster.stop()
 
@@ -85,14 +87,17 @@ def _stop_all() -> None:
         _clusters.popitem()[1].stop()
 
 
-def _directory(data_dir: Path | None) -> Path:
+def _settings() -> Settings:
+    # Without the URLs: what they say is judged by who uses them.
+    return Settings.from_env(url=None, unpooled_url=None)
+
+
+def _directory(data_dir: Path | None, settings: Settings) -> Path:
     """Decide where the server lives.
 
     Raises:
         ConfigError: it cannot run in this process at all.
     """
-    # Without the URLs: what they say is judged by who uses them.
-    settings = Settings.from_env(url=None, unpooled_url=None)
     if settings.in_function:
         msg = (
             "No DATABASE_URL is set. A serverless function cannot use the embedded PostgreSQL, "
@@ -126,19 +131,26 @@ def _new(directory: Path) -> Cluster:
     return Cluster(directory, settings={"jit": "off"})
 
 
-def _migrate(cluster: Cluster) -> None:
+def _migrate(cluster: Cluster, dimensions: int) -> None:
     """Bring the database to this version's schema, in a process of its own.
 
     The migrations need SQLAlchemy and Alembic, which this process should not have to load. A file
-    remembers what was done, so that it costs nothing the next time.
+    remembers what was done, so that it costs nothing the next time; and for embeddings of which
+    length, since a database that holds others has to be refused.
     """
     marker = cluster.directory / "migrated"
-    if marker.exists() and marker.read_text("utf-8") == limits.SCHEMA_REVISION:
+    state = f"{limits.SCHEMA_REVISION} {dimensions}"
+    if marker.exists() and marker.read_text("utf-8") == state:
         return
+    said = {
+        "DATABASE_URL_UNPOOLED": cluster.url(),
+        "PGCONTEXT_DIMENSIONS": str(dimensions),
+        "PGCONTEXT_EMBEDDER": "none",  # nothing is embedded there, so nothing of it can be wrong
+    }
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "pgcontext.migrate"],
-            env=child_environment(DATABASE_URL_UNPOOLED=cluster.url()),
+            env=child_environment(**said),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -152,4 +164,4 @@ def _migrate(cluster: Cluster) -> None:
         said = done.stderr.strip().splitlines() or ["it gave no reason"]
         msg = f"The embedded PostgreSQL could not be migrated: {said[-1]}"
         raise ConfigError(msg)
-    marker.write_text(limits.SCHEMA_REVISION, "utf-8")
+    marker.write_text(state, "utf-8")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, LiteralString
 from uuid import UUID
 
 from pgcontext import inputs, limits, statements
+from pgcontext.embedding import HttpEmbedder, embedder_of
 from pgcontext.errors import ConfigError, ContextStoreError, EmbeddingError, InvalidInputError
 from pgcontext.pool import Pool, seconds_left
 from pgcontext.settings import Settings
@@ -40,7 +41,8 @@ class StoreBase:
         settings: Settings | None = None,
     ) -> None:
         if settings is None:
-            settings = Settings.from_env() if url is None else Settings.from_env(url=url)
+            said: dict[str, Any] = {} if url is None else {"url": url}
+            settings = Settings.from_env(**said, **_settings_beside(embedder))
         elif url is not None:
             msg = "Give either url or settings, not both."
             raise ConfigError(msg)
@@ -52,19 +54,25 @@ class StoreBase:
             raise ConfigError(msg)
         self._settings = settings
         self._tenant_id = NIL_TENANT if tenant_id is None else inputs.uuid(tenant_id, "tenant_id")
-        self._embedder = embedder
+        # Only one that the store made itself is closed with it.
+        self._own_embedder = embedder_of(settings) if embedder is None else None
+        self._embedder = self._own_embedder if embedder is None else embedder
         self._tokenizer = tokenizer
         self._pool = Pool(settings)
 
     @classmethod
     def from_env(cls, **overrides: Any) -> Self:  # noqa: ANN401
-        """Make a store of the environment; `overrides` are arguments of the class or settings."""
+        """Make a store of the environment; `overrides` are arguments of the class or settings.
+
+        `embedder` and `tokenizer` may be either: an object, or the name that the setting has.
+        """
         own = {
             name: overrides.pop(name)
             for name in ("tenant_id", "embedder", "tokenizer")
-            if name in overrides
+            if name in overrides and (name == "tenant_id" or not isinstance(overrides[name], str))
         }
-        return cls(settings=Settings.from_env(**overrides), **own)
+        said = _settings_beside(own.get("embedder")) | overrides
+        return cls(settings=Settings.from_env(**said), **own)
 
     def for_tenant(self, tenant_id: UUID | str) -> Self:
         """Return a store for another tenant that shares this one's connections."""
@@ -102,8 +110,15 @@ class StoreBase:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close this event loop's connections; a later call makes new ones."""
-        await self._pool.aclose()
+        """Close this event loop's connections; a later call makes new ones.
+
+        Those of an embedder that the store was given stay open.
+        """
+        try:
+            await self._pool.aclose()
+        finally:
+            if isinstance(self._own_embedder, HttpEmbedder):
+                await self._own_embedder.aclose()
 
     def _text(self, statement: LiteralString) -> str:
         return statements.in_schema(statement, self._settings.schema)
@@ -166,6 +181,11 @@ class StoreBase:
         if self._embedder is not None:
             return self._embedder.model
         return self._settings.embedding_model
+
+
+def _settings_beside(embedder: Embedder | None) -> dict[str, Any]:
+    """Return the settings that an embedder which is given outranks."""
+    return {} if embedder is None else {"embedder": "none"}
 
 
 def metadata_json(value: Mapping[str, Any] | None) -> str | None:

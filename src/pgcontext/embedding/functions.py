@@ -1,0 +1,59 @@
+"""An embedder made of a function."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+from typing import TYPE_CHECKING, TypeAlias
+
+from pgcontext import limits
+from pgcontext.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
+
+    Vectors: TypeAlias = Sequence[Iterable[float]]
+
+
+class CallableEmbedder:
+    """Embeds with a function of yours: `CallableEmbedder("my-model", encode)`.
+
+    Args:
+        model: kept with each vector; give another name when the function's vectors change, since
+            vectors of different models are never compared.
+        function: takes a list of texts and returns one vector for each, in order: lists, or a
+            numpy array. A plain function runs in a thread, one call at a time, as most models want
+            it; a coroutine function runs in the event loop, as often at once as it is called.
+
+    Raises:
+        ConfigError: an argument cannot be used.
+    """
+
+    def __init__(
+        self, model: str, function: Callable[[list[str]], Vectors | Awaitable[Vectors]]
+    ) -> None:
+        if not model or len(model) > limits.MODEL_CHARS_MAX:
+            msg = f"An embedding model's name has 1 to {limits.MODEL_CHARS_MAX} characters."
+            raise ConfigError(msg)
+        self._model = model
+        self._function = function
+        self._one_at_a_time = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"CallableEmbedder({self._model!r})"
+
+    @property
+    def model(self) -> str:
+        """The model's name."""
+        return self._model
+
+    async def embed(self, texts: list[str]) -> Vectors:
+        """Return what the function returns. Raises what it raises."""
+        made = await asyncio.to_thread(self._called, texts)
+        return await made if inspect.isawaitable(made) else made
+
+    def _called(self, texts: list[str]) -> Vectors | Awaitable[Vectors]:
+        # A coroutine function only makes its coroutine here.
+        with self._one_at_a_time:
+            return self._function(texts)
