@@ -1,0 +1,504 @@
+"""The built-in embedders in the store: what is stored, found, said and loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pgcontext import (
+    CallableEmbedder,
+    ConfigError,
+    ContextStore,
+    EmbeddingError,
+    HttpEmbedder,
+    LocalEmbedder,
+    embedded,
+)
+from pgcontext.embedding import local
+from pgcontext.pool import within
+from tests.support import DIMENSIONS
+from tests.support.chats import axis, contents, user
+from tests.support.cli import Cli
+from tests.support.embedding_server import EmbeddingServer, Reply, vector_of
+from tests.support.modules import HEAVY, loaded_by, without_packages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    MakeStore = Callable[..., ContextStore]
+
+KEY = "sk-hunter2-0123456789"
+
+
+@pytest.fixture
+def api() -> Iterator[EmbeddingServer]:
+    with EmbeddingServer() as running:
+        yield running
+
+
+@pytest.fixture
+def environment_of_server(api: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What somebody sets who embeds with a server."""
+    api.key = KEY
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_URL", api.url)
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_KEY", KEY)
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_MODEL", "small")
+
+
+# A server
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_three_variables_are_enough(make_store: MakeStore, api: EmbeddingServer) -> None:
+    """Address, key and model: what is appended is embedded, and words are searched by meaning."""
+    store = make_store()
+    context = await store.create()
+    messages = await store.append(context.id, [user("apples"), user("pears")])
+    assert [message.embedding_model for message in messages] == ["small"] * 2
+    [hit] = await store.search("plums", mode="vector", max_distance=0.5)
+    assert hit.message.content == "pears"
+    assert [request.texts for request in api.requests] == [["apples", "pears"], ["plums"]]
+    assert "dimensions" not in api.requests[0].body
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_dimensions_are_sent_where_the_setting_says_so(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """The length that the database has is asked for."""
+    store = make_store(embedding_send_dimensions=True)
+    context = await store.create()
+    await store.append(context.id, user("apples"))
+    assert api.requests[0].body["dimensions"] == DIMENSIONS
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_a_store_closes_what_it_made(make_store: MakeStore) -> None:
+    """Its own embedder's connections go with it; tenants share both."""
+    store = make_store()
+    other = store.for_tenant("00000000-0000-0000-0000-000000000001")
+    assert other.embedder is store.embedder
+    assert isinstance(store.embedder, HttpEmbedder)
+    context = await store.create()
+    await store.append(context.id, user("apples"))
+    assert len(store.embedder._lines) == 1
+    await other.aclose()
+    assert len(store.embedder._lines) == 0
+
+
+async def test_a_store_leaves_open_what_it_was_given(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """Others may use that embedder; whoever made it closes it."""
+    async with HttpEmbedder("small", url=api.url) as given:
+        store = make_store(embedder=given)
+        assert store.settings.embedder == "none"
+        context = await store.create()
+        await store.append(context.id, user("apples"))
+        await store.aclose()
+        assert len(given._lines) == 1
+
+
+REFUSING = [Reply(500)] * 9, [Reply(401)], [Reply(body={"data": []})]
+
+
+@pytest.mark.usefixtures("environment_of_server")
+@pytest.mark.parametrize("replies", REFUSING, ids=["busy", "no access", "useless"])
+async def test_a_server_that_fails_loses_no_message(
+    make_store: MakeStore,
+    api: EmbeddingServer,
+    replies: list[Reply],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is stored and says that its embedding is owed; appended again, it is there once."""
+    caplog.set_level(logging.DEBUG)
+    store = make_store(embedding_seconds=2.0)
+    context = await store.create()
+    for replayed in (False, True):
+        api.replies.clear()
+        api.replies.extend(replies)
+        [message] = await store.append(context.id, user("secret words"), idempotency_key="once")
+        assert (message.embedding_pending, message.embedding_model) == (True, None)
+        assert message.replayed is replayed
+    assert contents(await store.history(context.id)) == ["secret words"]
+    assert "messages for later: 1" in caplog.text
+    assert "secret" not in caplog.text
+    assert KEY not in caplog.text
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_an_embedding_that_came_too_late_does_not_double_a_message(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """Stored without an embedding, the retry of the caller with one gets what is there."""
+    store = make_store()
+    context = await store.create()
+    api.replies.append(Reply(401))
+    [first] = await store.append(context.id, user("apples"), idempotency_key="once")
+    [second] = await store.append(context.id, user("apples"), idempotency_key="once")
+    assert (first.id, first.embedding_pending) == (second.id, True)
+    assert (await store.get(context.id)).message_count == 1
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_a_query_that_cannot_be_embedded_is_an_error(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """Search has nothing to fall back on that was asked for; the error says whether it passes."""
+    store = make_store(embedding_seconds=2.0)
+    api.replies.append(Reply(403))
+    with pytest.raises(EmbeddingError, match="HTTP 403"):
+        await store.search("plums", mode="vector")
+    api.replies.extend([Reply(503, headers={"Retry-After": "60"})])
+    with pytest.raises(EmbeddingError, match="HTTP 503") as caught:
+        await store.search("plums", mode="vector")
+    assert caught.value.retryable
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_a_model_of_another_length_is_said_in_a_sentence(
+    make_store: MakeStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Appended messages are kept; the log and the error of a search name the setting."""
+    store = make_store(embedder=CallableEmbedder("wide", lambda texts: [[1.0] * 9] * len(texts)))
+    context = await store.create()
+    [message] = await store.append(context.id, user("apples"))
+    assert message.embedding_pending
+    expected = "9 dimensions, the database has 8 (PGCONTEXT_DIMENSIONS)"
+    assert expected in caplog.text
+    with pytest.raises(EmbeddingError) as caught:
+        await store.search("plums", mode="vector")
+    assert expected in str(caught.value)
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_no_connection_to_the_database_is_held_while_a_server_embeds(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """With one in all, appends wait for the server together and none for another."""
+    api.seconds = 0.5
+    store = make_store(pool_size=1, acquire_seconds=1.0)
+    contexts = [await store.create() for _ in range(4)]
+    started = time.monotonic()
+    work = [store.append(context.id, user("apples")) for context in contexts]
+    quick = store.append(contexts[0].id, user("quick"), embed=False)
+    results = await asyncio.gather(*work, quick)
+    assert time.monotonic() - started < 1.5
+    assert not any(message.embedding_pending for messages in results for message in messages)
+    assert results[-1][0].version == 1
+
+
+@pytest.mark.usefixtures("environment_of_server")
+async def test_an_embedder_that_never_answers_leaves_time_for_the_statement(
+    make_store: MakeStore, api: EmbeddingServer
+) -> None:
+    """In a function whose time is short, the message is stored all the same."""
+    api.seconds = 60
+    store = make_store()
+    context = await store.create()
+    with within(2.0):
+        [message] = await store.append(context.id, user("apples"))
+    assert message.embedding_pending
+    with within(1.0), pytest.raises(EmbeddingError) as caught:
+        await store.search("apples", mode="vector")
+    assert caught.value.retryable
+
+
+async def test_blanks_have_no_meaning(make_store: MakeStore, api: EmbeddingServer) -> None:
+    """A message of blanks is never sent, and owes no embedding."""
+    async with HttpEmbedder("small", url=api.url) as embedder:
+        store = make_store(embedder=embedder)
+        context = await store.create()
+        blank, later = user(" \n\t"), user(" ")
+        [message, other] = await store.append(context.id, [blank, user("apples")])
+        [third] = await store.append(context.id, later, embed="later")
+    assert [request.texts for request in api.requests] == [["apples"]]
+    assert (message.embedding_pending, other.embedding_model) == (False, "small")
+    assert not third.embedding_pending
+
+
+def test_a_command_says_what_a_server_refused(
+    api: EmbeddingServer, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One sentence and the exit code for what is away; neither key nor query in it."""
+    cli = Cli(monkeypatch, database_url)
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_URL", api.url)
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_KEY", KEY)
+    monkeypatch.setenv("PGCONTEXT_EMBEDDING_MODEL", "small")
+    api.key = "another"
+    result = cli("search", "secret words", "--mode", "vector")
+    assert result.code == 6
+    assert "HTTP 401" in result.err
+    assert KEY not in result.err
+    assert "secret" not in result.err
+
+
+# Functions
+
+
+async def test_a_plain_function_runs_in_a_thread_one_call_at_a_time() -> None:
+    """The loop goes on meanwhile, and a model that isn't safe for threads is safe."""
+    inside: list[int] = []
+    threads = set()
+
+    def encode(texts: list[str]) -> list[list[float]]:
+        inside.append(1)
+        assert len(inside) == 1
+        threads.add(threading.get_ident())
+        time.sleep(0.05)
+        inside.pop()
+        return [vector_of(text) for text in texts]
+
+    embedder = CallableEmbedder("mine", encode)
+    ticks = 0
+
+    async def tick() -> None:
+        nonlocal ticks
+        while True:
+            await asyncio.sleep(0.01)
+            ticks += 1
+
+    ticking = asyncio.create_task(tick())
+    results = await asyncio.gather(*(embedder.embed(["a", "b"]) for _ in range(4)))
+    ticking.cancel()
+    assert results == [[vector_of("a"), vector_of("b")]] * 4
+    assert threading.get_ident() not in threads
+    assert ticks >= 5
+
+
+async def _encode(prefix: str, texts: list[str]) -> list[list[float]]:
+    await asyncio.sleep(0)
+    return [vector_of(prefix + text) for text in texts]
+
+
+class _Encoder:
+    async def __call__(self, texts: list[str]) -> list[list[float]]:
+        return await _encode("p", texts)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        functools.partial(_encode, "p"),
+        _Encoder(),
+        lambda texts: _encode("p", texts),
+        lambda texts: [vector_of("p")] * len(texts),
+        lambda texts: np.array([vector_of("p")] * len(texts), dtype="float32"),
+        lambda texts: tuple(np.array(vector_of("p")) for _ in texts),
+    ],
+    ids=["coroutine function", "callable object", "lambda", "lists", "array", "arrays"],
+)
+async def test_any_function_is_an_embedder(make_store: MakeStore, function: Any) -> None:
+    """Plain or not, lists or arrays: with a name for its model it plugs into the store."""
+    store = make_store(embedder=CallableEmbedder("mine", function))
+    context = await store.create()
+    [message] = await store.append(context.id, user("apples"))
+    assert message.embedding_model == "mine"
+    [hit] = await store.search("anything", mode="vector")
+    assert hit.distance == pytest.approx(0)
+
+
+@pytest.mark.parametrize("model", ["", "m" * 257])
+def test_a_function_needs_a_name_for_its_model(model: str) -> None:
+    """Vectors of different models are told apart by it."""
+    with pytest.raises(ConfigError, match="name"):
+        CallableEmbedder(model, lambda _: [])
+
+
+async def test_what_a_function_raises_is_told_by_its_kind(make_store: MakeStore) -> None:
+    """Its words may quote the text, so they stay with the cause."""
+
+    def fails(texts: list[str]) -> list[list[float]]:
+        raise LookupError(texts[0])
+
+    store = make_store(embedder=CallableEmbedder("mine", fails))
+    with pytest.raises(EmbeddingError, match="LookupError") as caught:
+        await store.search("secret", mode="vector")
+    assert "secret" not in str(caught.value)
+    assert isinstance(caught.value.__cause__, LookupError)
+    assert not caught.value.retryable
+
+
+# The local model
+
+
+async def test_the_local_model_knows_words_that_are_alike() -> None:
+    """256 numbers of length 1, the same alone and in company, in another loop and another time."""
+    texts = ["Where is the ferry?", "The boat leaves at noon.", "I like pizza with cheese."]
+    vectors = np.array(await LocalEmbedder().embed(texts))
+    assert (vectors.shape, vectors.dtype) == ((3, 256), np.dtype("float32"))
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
+    ferry, boat, pizza = vectors
+    assert ferry @ boat > ferry @ pizza + 0.1
+    [alone] = await LocalEmbedder().embed(texts[:1])
+    assert np.array_equal(alone, ferry)
+
+
+async def test_the_local_model_takes_any_text() -> None:
+    """Also what no language has, and what is longer than anybody reads."""
+    texts = [" ", "\n", "\U0001f600", "𓀀", "\ufffd", "\x00", "a" * 1_000_000, "的" * 50_000]
+    vectors = np.array(await LocalEmbedder().embed(texts))
+    assert np.isfinite(vectors).all()
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(1, abs=1e-6)
+
+
+async def test_the_local_model_is_used_from_many_threads_at_once() -> None:
+    """It is loaded once, and gives each its own."""
+    local._model.cache_clear()
+    batches = [[f"number {n} of {m}" for n in range(20)] for m in range(8)]
+    results = await asyncio.gather(*(LocalEmbedder().embed(batch) for batch in batches))
+    assert local._model.cache_info().misses == 1
+    for batch, result in zip(batches, results, strict=True):
+        assert np.array_equal(np.array(result), np.array(await LocalEmbedder().embed(batch)))
+
+
+async def test_loading_the_local_model_sets_up_nothing_else() -> None:
+    """No logging of the process, no HTTP client, no package that wordllama would load."""
+    loaded = loaded_by(
+        "import asyncio, logging\n"
+        "from pgcontext import LocalEmbedder\n"
+        "asyncio.run(LocalEmbedder().embed(['a']))\n"
+        "assert not logging.root.handlers"
+    )
+    assert loaded & HEAVY == {"numpy", "safetensors", "tokenizers"}
+    assert not loaded & {"requests", "pydantic", "httpx2", "huggingface_hub"}
+
+
+async def test_damaged_files_of_the_local_model_are_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A broken installation is an error in a sentence, not a traceback."""
+    monkeypatch.setattr(local, "WEIGHTS", tmp_path / "nothing")
+    local._model.cache_clear()
+    with pytest.raises(EmbeddingError, match="cannot be read"):
+        await LocalEmbedder().embed(["a"])
+    (tmp_path / "nothing").write_bytes(b"nothing" * 100)
+    with pytest.raises(EmbeddingError, match="cannot be read"):
+        await LocalEmbedder().embed(["a"])
+
+
+@pytest.mark.parametrize(
+    ("package", "make", "extra"),
+    [
+        ("wordllama", LocalEmbedder, "local"),
+        ("tokenizers", LocalEmbedder, "local"),
+        ("httpx", lambda: HttpEmbedder("m"), "embeddings"),
+    ],
+)
+def test_what_is_not_installed_is_said_with_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch, package: str, make: Callable[[], object], extra: str
+) -> None:
+    """When the embedder is made, so that no first message finds it out."""
+    without_packages(monkeypatch, package)
+    with pytest.raises(ConfigError, match=rf"pip install 'pgcontext\[{extra}\]'"):
+        make()
+
+
+# What is loaded
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"PGCONTEXT_EMBEDDER": "local", "PGCONTEXT_DIMENSIONS": "256"},
+        {"PGCONTEXT_EMBEDDING_URL": "http://127.0.0.1:1/v1", "PGCONTEXT_EMBEDDING_MODEL": "m"},
+        {},
+    ],
+    ids=["local", "http", "default"],
+)
+def test_making_a_store_with_an_embedder_loads_nothing_heavy(settings: dict[str, str]) -> None:
+    """It loads with the first text."""
+    code = "from pgcontext import ContextStore; assert ContextStore().embedder is not None"
+    environment = {"PGCONTEXT_DIMENSIONS": "", **settings}
+    assert not loaded_by(code, **environment) & HEAVY
+
+
+def test_embedding_by_http_loads_httpx_alone(api: EmbeddingServer) -> None:
+    """Not numpy: the vectors stay lists."""
+    code = (
+        "import asyncio\nfrom pgcontext import HttpEmbedder\n"
+        f"async def main():\n    async with HttpEmbedder('m', url='{api.url}') as embedder:\n"
+        "        await embedder.embed(['a'])\n"
+        "asyncio.run(main())"
+    )
+    # httpx has a command of its own, and loads what that draws with wherever it is installed.
+    assert loaded_by(code) & HEAVY - {"rich"} == {"httpx"}
+
+
+# The embedded PostgreSQL
+
+
+@pytest.fixture
+def embedded_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder for an embedded PostgreSQL of this test's own, and no dimensions said."""
+    monkeypatch.delenv("PGCONTEXT_DIMENSIONS")
+    monkeypatch.setenv("PGCONTEXT_DATA_DIR", str(tmp_path))
+    yield tmp_path
+    embedded.stop(tmp_path)
+
+
+def test_with_nothing_set_it_searches_by_meaning(
+    embedded_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The embedded PostgreSQL and the local model, offline; then other dimensions are refused."""
+
+    async def use() -> list[str | None]:
+        async with ContextStore() as store:
+            context = await store.create()
+            messages = await store.append(
+                context.id,
+                [user("The boat leaves at noon."), user("I like pizza with cheese.")],
+            )
+            assert {message.embedding_model for message in messages} == {local.MODEL}
+            return contents(
+                hit.message for hit in await store.search("Where is the ferry?", mode="vector")
+            )
+
+    assert asyncio.run(use()) == ["The boat leaves at noon.", "I like pizza with cheese."]
+    assert (embedded_folder / "migrated").read_text().endswith(" 256")
+    embedded.stop(embedded_folder)
+    monkeypatch.setenv("PGCONTEXT_DIMENSIONS", "1536")
+    with pytest.raises(ConfigError, match=r"256 dimensions, and PGCONTEXT_DIMENSIONS says 1536"):
+        asyncio.run(use())
+    result = Cli(monkeypatch, None)("list")
+    assert result.code == 5
+    assert "256 dimensions" in result.err
+    assert "Traceback" not in result.err
+
+
+@pytest.mark.usefixtures("embedded_folder")
+def test_the_dimensions_that_the_code_says_are_those_of_the_embedded_database() -> None:
+    """An embedder of one's own has no use for the length of the local model's vectors."""
+    embedder = CallableEmbedder("mine", lambda texts: [[1.0, 2.0, 3.0]] * len(texts))
+
+    async def use() -> int:
+        async with ContextStore.from_env(embedder=embedder, dimensions=3) as store:
+            context = await store.create()
+            [message] = await store.append(context.id, user("apples"))
+            assert message.embedding_model == "mine"
+            return len(await store.search([1.0, 2.0, 3.0]))
+
+    assert asyncio.run(use()) == 1
+
+
+def test_an_embedder_that_is_given_leaves_the_usual_dimensions(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """1,536, as without a local model; and "none" is a name that the override may have."""
+    monkeypatch.delenv("PGCONTEXT_DIMENSIONS")
+    embedder = CallableEmbedder("mine", lambda texts: [axis(0)] * len(texts))
+    for store in (ContextStore(embedder=embedder), ContextStore.from_env(embedder=embedder)):
+        assert (store.embedder, store.settings.dimensions) == (embedder, 1536)
+    bare = ContextStore.from_env(embedder="none")
+    assert (bare.embedder, bare.settings.dimensions) == (None, 1536)
+    named = ContextStore.from_env(embedder="local", tokenizer="cl100k_base")
+    assert isinstance(named.embedder, LocalEmbedder)
+    assert named.settings.tokenizer == "cl100k_base"
