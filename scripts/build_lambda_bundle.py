@@ -34,7 +34,7 @@ GLIBCS: Final = ("2_17", "2_28", "2_34")
 REQUEST_PACKAGES: Final = ("asyncpg", "msgspec", "starlette")
 # tiktoken asks for requests, to download vocabularies; these come with the package.
 ALONE_PACKAGES: Final = ("tiktoken", "regex")
-HANDLERS: Final = {"request": ("aws_lambda.py", "purge.py"), "migrate": ("migrate.py",)}
+HANDLERS: Final = {"request": ("aws_lambda.py", "embed.py", "purge.py"), "migrate": ("migrate.py",)}
 # What wheels carry for compilers and for their own tests, and what pip leaves behind.
 LITTER: Final = ("*.c", "*.h", "*.pxd", "*.pxi", "*.pyx", "*.pyi", "__pycache__", "bin", "tests")
 # What of the package no request uses: it would not even start there.

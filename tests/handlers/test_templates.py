@@ -122,7 +122,7 @@ def test_the_templates_defaults_are_the_projects(template: dict[str, Any]) -> No
     parameters = template["Parameters"]
     assert parameters["Runtime"]["Default"] == f"python{script.PYTHON_DEFAULT}"
     assert parameters["Architecture"]["Default"] == "arm64"
-    settings = Settings.from_env({})
+    settings = Settings.from_env({"DATABASE_URL": "postgresql://db.example.com/app"})
     assert parameters["Dimensions"]["Default"] == settings.dimensions
     assert parameters["PurgeDays"]["Default"] == settings.purge_days
     assert parameters["Auth"]["Default"] == settings.auth

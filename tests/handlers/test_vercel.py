@@ -202,11 +202,14 @@ def test_a_function_that_slept_goes_on(function: Running) -> None:
     assert function.ask("GET", "/v1/contexts", bearer=bearer)[0] == 200
 
 
-def test_only_the_schedule_purges(function: Running) -> None:
-    """The job runs for whoever has the project's secret, and for nobody else."""
+def test_only_the_schedule_runs_the_jobs(function: Running) -> None:
+    """Each runs for whoever has the project's secret, and for nobody else."""
     for bearer in (None, "", "wrong", f"{SECRET}!", key(function.url, "admin")):
         assert function.ask("GET", "/jobs/purge", bearer=bearer)[0] == 401
+        assert function.ask("GET", "/jobs/embed", bearer=bearer)[0] == 401
     assert function.ask("GET", "/jobs/purge", bearer=SECRET) == (
         200,
         {"contexts": 0, "messages": 0},
     )
+    status, refused = function.ask("GET", "/jobs/embed", bearer=SECRET)
+    assert (status, "no embedder" in refused["detail"]) == (422, True)

@@ -12,6 +12,7 @@ from pgcontext.cli import (
     db,
     demo,
     doctor,
+    embedding,
     exporting,
     importing,
     keys,
@@ -68,6 +69,7 @@ app.command(rich_help_panel=CONVERSATIONS)(contexts.restore)
 app.command("import", rich_help_panel=FILES)(importing.import_file)
 app.command(rich_help_panel=FILES)(exporting.export)
 app.command(rich_help_panel=DATABASE)(doctor.doctor)
+app.command(rich_help_panel=DATABASE)(embedding.embed)
 
 app.add_typer(db.app, name="db", rich_help_panel=DATABASE)
 

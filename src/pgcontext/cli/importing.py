@@ -22,6 +22,7 @@ from pgcontext.cli.conversations import Conversation, conversations
 from pgcontext.cli.json_values import JsonValues
 from pgcontext.cli.output import JsonOption, Output, TenantOption, opened
 from pgcontext.cli.placing import Turn, put
+from pgcontext.cli.progress import bar
 from pgcontext.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -167,31 +168,10 @@ def _summary(tally: Tally) -> str:
 @contextmanager
 def progress(out: Output, total: int | None) -> Generator[Report]:
     """Show how far an import has come, on a terminal; give the function to report to."""
-    if out.as_json or not out.stderr.is_terminal:
-        yield lambda _bytes, _tally: None
-        return
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
+    with bar(out, total, "reading") as report:
 
-    bar = Progress(
-        TextColumn("{task.fields[said]}"),
-        BarColumn(bar_width=None),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-        console=out.stderr,
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task("import", total=total, said="reading")
-
-        def report(bytes_read: int, tally: Tally) -> None:
+        def follow(bytes_read: int, tally: Tally) -> None:
             rate = tally.messages / tally.seconds if tally.seconds else 0
-            said = f"{tally.conversations:,} conversations, {rate:,.0f} messages/s"
-            bar.update(task, completed=bytes_read, said=said)
+            report(bytes_read, f"{tally.conversations:,} conversations, {rate:,.0f} messages/s")
 
-        yield report
+        yield follow

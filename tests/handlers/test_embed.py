@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+from uuid import uuid4
+
+import pytest
+
+from handlers.embed import embed, handler
+from pgcontext import ContextStore, EmbeddingError, InvalidInputError
+from tests.support.chats import users
+from tests.support.embedders import Words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+JOB = Path(__file__).parents[2] / "handlers" / "embed.py"
+
+
+async def owe(store: ContextStore, count: int) -> None:
+    """Append messages whose embeddings are left for later."""
+    context = await store.create()
+    await store.append(context.id, users(count), embed="later")
+
+
+@pytest.fixture
+def job(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job's environment: the test's database."""
+    monkeypatch.setenv("DATABASE_URL", database_url)
+
+
+async def test_the_job_goes_on_until_nothing_is_due(
+    make_store: Callable[..., ContextStore],
+) -> None:
+    """Over as many batches as it takes; the second time there is nothing."""
+    store = make_store(embedder=Words())
+    await owe(store, 450)
+    assert await embed(store) == {"messages": 450}
+    assert await embed(store) == {"messages": 0}
+
+
+async def test_only_the_named_tenants_are_served_in_turns(
+    make_store: Callable[..., ContextStore],
+) -> None:
+    """The job keeps to the tenants of its event, and none waits for all of another's."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    one, other = uuid4(), uuid4()
+    for tenant, count in ((one, 401), (other, 3), (store.tenant_id, 2)):
+        await owe(store.for_tenant(tenant), count)
+    assert await embed(store, [str(one), str(other)]) == {"messages": 404}
+    assert [len(texts) for texts in embedder.asked] == [200, 3, 200, 1]
+    assert await embed(store) == {"messages": 2}
+
+
+async def test_no_batch_is_begun_when_the_time_is_over(
+    make_store: Callable[..., ContextStore],
+) -> None:
+    """What is left, the next run finds."""
+    store = make_store(embedder=Words(seconds=0.3))
+    await owe(store, 450)
+    assert await embed(store, seconds=0) == {"messages": 0}
+    assert await embed(store, seconds=0.1) == {"messages": 200}
+    assert await embed(store) == {"messages": 250}
+
+
+async def test_a_failing_embedder_fails_the_job(make_store: Callable[..., ContextStore]) -> None:
+    """So that whoever watches the schedule sees it."""
+
+    def fail() -> None:
+        raise ConnectionError
+
+    embedder = Words()
+    embedder.before = fail
+    store = make_store(embedder=embedder)
+    await owe(store, 1)
+    with pytest.raises(EmbeddingError):
+        await embed(store)
+
+
+class Invocation:
+    """What Lambda says about the time."""
+
+    def __init__(self, milliseconds: int) -> None:
+        self.milliseconds = milliseconds
+
+    def get_remaining_time_in_millis(self) -> int:
+        return self.milliseconds
+
+
+def test_the_function_needs_an_embedder_and_some_time(job: None) -> None:
+    """Without the first it says so; without the second it doesn't begin."""
+    event = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": {}}
+    for context in (None, Invocation(900_000)):
+        with pytest.raises(InvalidInputError, match="embedder"):
+            handler(event, context)
+    assert handler(event, Invocation(50_000)) == {"messages": 0}
+    with pytest.raises(InvalidInputError, match="tenant_id must be"):
+        handler({"tenant_ids": ["somebody"]}, None)
+
+
+def test_the_job_runs_from_a_shell(job: None) -> None:
+    """What stands in its way is one sentence."""
+    done = subprocess.run([sys.executable, JOB], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("There is no embedder")
+    assert done.stderr.count("\n") == 1
