@@ -61,14 +61,14 @@ FULL: Final = Scale(
     rounds=60,
 )
 QUICK: Final = Scale(
-    recall_rows=10_000,
+    recall_rows=5_000,
     recall_queries=2,
-    sizes=(1_000, 4_000),
+    sizes=(1_000, 3_000),
     small=2_000,
-    large=8_000,
+    large=6_000,
     peers=(1_000,),
     passes=1,
-    rounds=10,
+    rounds=5,
 )
 
 

@@ -23,7 +23,7 @@ RECORDED: Final = Path(__file__).parents[3] / "shared" / "data" / "locomo_public
 STEP_MIN: Final = 0.2
 STEP_MAX: Final = 0.8
 MADE_UP_ROWS: Final = 3_000
-# Source: a fit to the spectrum of the recorded vectors, whose variances fall like a power.
+# About the spectrum of the recorded vectors, whose deviations fall like a power.
 SPECTRUM_EXPONENT: Final = 0.55
 SPECTRUM_MEAN_COSINE: Final = 0.28
 ROUNDS_OF_K_MEANS: Final = 10
@@ -124,7 +124,7 @@ def k_means(vectors: Vectors, count: int) -> Topics:
     rng = np.random.default_rng(SEED)
     centres = vectors[rng.choice(len(vectors), count, replace=False)]
     for _ in range(ROUNDS_OF_K_MEANS):
-        nearest = np.argmax(vectors @ centres.T, axis=1)
+        nearest: Topics = np.argmax(vectors @ centres.T, axis=1)
         nearest[rng.choice(len(vectors), count, replace=False)] = np.arange(count)
         centres = unit(np.stack([vectors[nearest == topic].mean(axis=0) for topic in range(count)]))
     return nearest
@@ -133,11 +133,10 @@ def k_means(vectors: Vectors, count: int) -> Topics:
 def unit(vectors: Vectors) -> Vectors:
     """Return the vectors at length 1."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    return (vectors / lengths).astype(np.float32)
+    return np.asarray(vectors / lengths, np.float32)
 
 
 def _gaussian(rng: Generator, count: int) -> Vectors:
     """Return random directions of about unit length."""
-    return rng.standard_normal((count, DIMENSIONS), dtype=np.float32) / np.float32(
-        np.sqrt(DIMENSIONS)
-    )
+    rows = rng.standard_normal((count, DIMENSIONS), dtype=np.float32)
+    return np.asarray(rows / np.sqrt(DIMENSIONS), np.float32)
