@@ -201,11 +201,12 @@ async def test_a_long_text_is_embedded_by_its_beginning(
     assert [len(text) for text in server.requests[0].texts] == [24_000]
 
 
+@pytest.mark.parametrize("status", [400, 413, 422, 500])
 async def test_a_text_that_the_server_calls_too_long_is_cut_in_half_until_it_fits(
-    server: EmbeddingServer, make: MakeEmbedder
+    server: EmbeddingServer, make: MakeEmbedder, status: int
 ) -> None:
     """A model with a short context takes the beginning; the other texts of the batch come whole."""
-    server.text_chars_max = 2_000
+    server.text_chars_max, server.too_long_status = 2_000, status
     texts = ["a", "b" * 7_000, "c", "d"]
     assert await make().embed(texts) == vectors_of(texts)
     embedded = [text for request in server.requests for text in request.texts]

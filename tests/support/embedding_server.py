@@ -64,7 +64,7 @@ class EmbeddingServer:
         seconds: how long every answer takes.
         key: what has to be shown as bearer token, if anything.
         batch_texts_max: more are answered with 413.
-        text_chars_max: longer texts are answered with 400.
+        text_chars_max: longer texts are answered with `too_long_status`.
         takes_dimensions: else a request with that parameter is answered with 400.
         most_under_way: how many requests there were at once.
         connections: how many were opened.
@@ -77,6 +77,7 @@ class EmbeddingServer:
         self.key: str | None = None
         self.batch_texts_max: int | None = None
         self.text_chars_max: int | None = None
+        self.too_long_status = 400
         self.takes_dimensions = True
         self.most_under_way = 0
         self.connections = 0
@@ -182,7 +183,7 @@ class EmbeddingServer:
             (404, "not_found"): not request.target.partition("?")[0].endswith("/embeddings"),
             (401, "invalid_api_key"): self.key is not None and shown != f"Bearer {self.key}",
             (413, "Validation"): len(texts) > (self.batch_texts_max or len(texts)),
-            (400, "BadRequestError"): self.text_chars_max is not None
+            (self.too_long_status, "BadRequestError"): self.text_chars_max is not None
             and max(map(len, texts)) > self.text_chars_max,
             (422, "no_matryoshka"): "dimensions" in request.body and not self.takes_dimensions,
             (400, "invalid_request_error"): not all(texts),

@@ -19,6 +19,8 @@ PASSING_STATUSES: Final = frozenset({408, 424, 425, 429, *range(500, 600)})
 # What a server answers to more than it takes, among other things: to a batch of more texts than it
 # is set to, or to a text that is longer than the model's context.
 TOO_MUCH_STATUSES: Final = frozenset({400, 413, 422})
+# Ollama's answer to a text that is longer than the model's context, if it does not cut it itself.
+FAILED_STATUS: Final = 500
 # A 429 that no waiting mends: the account is out of money.
 NO_QUOTA: Final = "insufficient_quota"
 CODE: Final = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")

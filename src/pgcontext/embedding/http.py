@@ -207,7 +207,8 @@ class HttpEmbedder:
         try:
             return await self._vectors(line, texts, until)
         except EmbeddingError as error:
-            if error.status not in answers.TOO_MUCH_STATUSES:
+            long_failed = error.status == answers.FAILED_STATUS and _has_long(texts)
+            if not (long_failed or error.status in answers.TOO_MUCH_STATUSES):
                 raise
             half = len(texts) // 2
             if half:
@@ -228,8 +229,9 @@ class HttpEmbedder:
             except AgainError as again:
                 pause = max(again.after_seconds, _backoff_seconds(attempt))
                 attempt += 1
-                late = time.monotonic() + pause >= until
-                if late or attempt > limits.EMBEDDING_ATTEMPTS_MAX:
+                failed = again.error.status == answers.FAILED_STATUS
+                most = 2 if failed and _has_long(texts) else limits.EMBEDDING_ATTEMPTS_MAX
+                if attempt > most or time.monotonic() + pause >= until:
                     raise again.error from None
                 logger.info(
                     "embedding failed (%s), trying again in %.2f s",
@@ -270,6 +272,11 @@ class HttpEmbedder:
                 msg = f"{self._who} answered more than {most:,} bytes."
                 raise EmbeddingError(msg, status=response.status_code)
         return bytes(content)
+
+
+def _has_long(texts: list[str]) -> bool:
+    """Tell whether there is a text that can be cut."""
+    return any(len(text) >= 2 * limits.EMBEDDING_CUT_CHARS_MIN for text in texts)
 
 
 async def _all(works: Iterable[Coroutine[Any, Any, list[list[float]]]]) -> list[list[list[float]]]:
