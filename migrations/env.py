@@ -5,15 +5,17 @@ checkout hands over nothing; then the connection is made here, from the environm
 """
 
 import logging
+import warnings
 
 from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
+from pgcontext import limits
 from pgcontext.errors import ContextStoreError
 from pgcontext.migrate import comparison
 from pgcontext.migrate.connection import run
-from pgcontext.migrate.preflight import make_room, prepare
+from pgcontext.migrate.preflight import make_room, prepare, settled
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import build_metadata
 from pgcontext.settings import Settings
@@ -24,7 +26,7 @@ config = context.config
 def configure(settings: Settings, connection: Connection | None = None) -> None:
     """Tell Alembic what to compare; without a connection, what to print as SQL."""
     describe = config.attributes.get("describe", build_metadata)
-    metadata = describe(settings.dimensions, settings.schema)
+    metadata = comparison.describe_by(describe, settings)
     config.attributes["schema"] = settings.schema
     context.configure(
         connection=connection,
@@ -39,13 +41,16 @@ def configure(settings: Settings, connection: Connection | None = None) -> None:
         compare_type=True,
         compare_server_default=True,
         dimensions=settings.dimensions,
+        text_language=settings.text_language or limits.TEXT_LANGUAGE_DEFAULT,
     )
 
 
 def migrate_online(settings: Settings, connection: Connection) -> None:
     """Run the command on a connection whose transaction its owner ends."""
     configure(settings, connection)
-    with context.begin_transaction():
+    with warnings.catch_warnings(), context.begin_transaction():
+        # It is named with its schema by us and without by the server, which is no difference.
+        warnings.filterwarnings("ignore", "Computed default on messages.text_search")
         context.run_migrations()
 
 
@@ -54,7 +59,7 @@ def migrate_alone(settings: Settings, connection: Connection) -> None:
     server = prepare(connection, settings)
     if server.revision != revisions()[-1]:
         make_room(connection, server, settings)
-    migrate_online(settings, connection)
+    migrate_online(settled(settings, server), connection)
 
 
 def migrate_offline(settings: Settings) -> None:

@@ -5,8 +5,11 @@ A value above a bound is refused with `LimitExceededError`; nothing is ever clam
 
 from typing import Final
 
-SCHEMA_REVISION: Final = "0002"
+SCHEMA_REVISION: Final = "0003"
 """The Alembic revision this version of the code is written against (the head of migrations/)."""
+
+# What text search takes texts to be in, unless a setting says otherwise at the first migration.
+TEXT_LANGUAGE_DEFAULT: Final = "english"
 
 # What a caller may hand in.
 MESSAGES_PER_APPEND_MAX: Final = 1_000

@@ -41,6 +41,7 @@ SCOPES: Final[tuple[Scope, ...]] = ("read", "write", "admin")
 ORIGIN: Final = re.compile(r"\*|https?://[A-Za-z0-9.\-\[\]:]+")
 BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _DECIMAL: Final = r"[0-9]{1,6}(\.[0-9]+)?"
+LANGUAGE_NAME: Final = re.compile(r"[a-z_]{1,63}")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
 
 
@@ -68,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         statement_cache: whether prepared statements are kept; "auto" only where it is safe.
         dimensions: length of the embeddings.
         schema: the schema of the tables.
+        text_language: what text search takes texts to be in; None leaves it to the database, where
+            the first migration fixed it.
         tls: an explicit TLS mode, which outranks the URL's.
         tokenizer: name of the vocabulary that counts tokens.
         embedder: what makes embeddings where the store is not given something: nothing, the local
@@ -104,6 +107,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     statement_cache: Literal["auto", "on", "off"] = "auto"
     dimensions: int = limits.EMBEDDING_DIMENSIONS_DEFAULT
     schema: str = "public"
+    text_language: str | None = None
     tls: TlsMode | None = None
     tokenizer: str = "o200k_base"
     embedder: Literal["none", "local", "http"] = "none"
@@ -146,6 +150,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "statement_cache": _choice(env, "PGCONTEXT_STATEMENT_CACHE", ("auto", "on", "off")),
             "dimensions": _integer(env, "PGCONTEXT_DIMENSIONS"),
             "schema": env.get("PGCONTEXT_SCHEMA") or None,
+            "text_language": env.get("PGCONTEXT_TEXT_LANGUAGE") or None,
             "tokenizer": env.get("PGCONTEXT_TOKENIZER") or None,
             "embedder": _choice(env, "PGCONTEXT_EMBEDDER", EMBEDDERS),
             "embedding_model": env.get("PGCONTEXT_EMBEDDING_MODEL") or None,
@@ -192,6 +197,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(msg)
         if not SCHEMA_NAME.fullmatch(self.schema):
             msg = "PGCONTEXT_SCHEMA must be lower-case letters, digits and underscores."
+            raise ConfigError(msg)
+        if self.text_language is not None and not LANGUAGE_NAME.fullmatch(self.text_language):
+            msg = (
+                "PGCONTEXT_TEXT_LANGUAGE must be a text search configuration of PostgreSQL, such as "
+                "english, german or simple."
+            )
             raise ConfigError(msg)
         if not 0 <= self.purge_days <= limits.PURGE_AGE_DAYS_MAX:
             msg = f"PGCONTEXT_PURGE_DAYS must be 0 to {limits.PURGE_AGE_DAYS_MAX}."

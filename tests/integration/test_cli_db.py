@@ -15,7 +15,7 @@ from pgcontext.cli.seeds import BICYCLES, GARDEN, SEEDS
 from pgcontext.migrate import scripts
 from pgcontext.schema import metadata
 from tests.support import DIMENSIONS
-from tests.support.catalog import catalog
+from tests.support.catalog import catalog, names
 from tests.support.cli import Cli
 from tests.support.migrations import execute, fetch
 
@@ -171,10 +171,11 @@ def test_with_json_nothing_is_asked(cli: Cli, database_url: str, command: str) -
     assert catalog(database_url) == before
 
 
-def test_drop_says_what_it_removed(cli: Cli) -> None:
-    """Tables and function by name; the second time there was nothing."""
+def test_drop_says_what_it_removed(cli: Cli, database_url: str) -> None:
+    """Tables and functions by name; the second time there was nothing."""
+    functions = {name.partition("(")[0] for name in names(catalog(database_url), "function")}
     removed = cli.json("db", "drop", "--yes")["removed"]
-    assert set(removed) == {*metadata.tables, "pgcontext_nearest", "pgcontext_alembic_version"}
+    assert set(removed) == {*metadata.tables, *functions, "pgcontext_alembic_version"}
     assert cli.ok("db", "drop", "--yes").out == "There was nothing to remove.\n"
 
 

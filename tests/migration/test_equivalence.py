@@ -279,8 +279,8 @@ CHANGES: Final[dict[Change, tuple[str, str | None]]] = {
 def described_with(change: Change) -> Describe:
     """A description of the database like ours but for one change."""
 
-    def describe(dimensions: int, schema: str) -> sa.MetaData:
-        metadata = build_metadata(dimensions, schema)
+    def describe(dimensions: int, schema: str, language: str) -> sa.MetaData:
+        metadata = build_metadata(dimensions, schema, language)
         change(metadata)
         return metadata
 

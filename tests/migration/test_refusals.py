@@ -212,6 +212,9 @@ def server(**changes: object) -> Server:
         "may_make_schemas": True,
         "tables": [],
         "dimensions": None,
+        "encoding": "UTF8",
+        "language": None,
+        "languages": ["english", "german", "simple"],
         "has_versions": False,
     }
     return Server(**found | changes)  # type: ignore[arg-type]

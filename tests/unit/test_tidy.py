@@ -36,7 +36,7 @@ SQL: Final = re.compile(
     re.MULTILINE,
 )
 # The statements, and the side branch that the request path never imports.
-SQL_ROOMS: Final = {"statements", "schema", "migrate"}
+SQL_ROOMS: Final = {"statements", "schema", "schema_nearest", "schema_text", "migrate"}
 
 
 def parsed(path: Path) -> ast.Module:

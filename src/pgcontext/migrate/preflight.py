@@ -28,6 +28,7 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
 
     version_number: int
     version: str
+    encoding: str
     is_standby: bool
     role: str
     database: str
@@ -39,6 +40,8 @@ class Server(msgspec.Struct, frozen=True, kw_only=True):
     may_make_schemas: bool
     tables: list[str]
     dimensions: int | None
+    language: str | None
+    languages: list[str]
     has_versions: bool
     revision: str | None = None
 
@@ -47,6 +50,7 @@ LOOK: Final = sa.text("""
 SELECT
     current_setting('server_version_num')::integer AS version_number,
     current_setting('server_version') AS version,
+    current_setting('server_encoding') AS encoding,
     pg_is_in_recovery() AS is_standby,
     current_user::text AS role,
     current_database()::text AS database,
@@ -65,6 +69,10 @@ SELECT
     (SELECT a.atttypmod FROM pg_class AS c JOIN pg_attribute AS a ON a.attrelid = c.oid
      WHERE c.relnamespace = s.oid AND c.relname = 'messages'
        AND a.attname = 'embedding' AND NOT a.attisdropped) AS dimensions,
+    (SELECT substring(pg_get_functiondef(p.oid) FROM '''([a-z_]+)''') FROM pg_proc AS p
+     WHERE p.pronamespace = s.oid AND p.proname = 'pgcontext_text_language') AS language,
+    ARRAY(SELECT t.cfgname::text FROM pg_ts_config AS t
+          WHERE t.cfgnamespace = 'pg_catalog'::regnamespace ORDER BY t.cfgname) AS languages,
     EXISTS (SELECT FROM pg_class AS c
             WHERE c.relnamespace = s.oid AND c.relname = :versions) AS has_versions
 FROM (SELECT to_regnamespace(CAST(:schema AS text))::oid AS oid) AS s
@@ -76,6 +84,7 @@ def prepare(connection: Connection, settings: Settings) -> Server:
     take_turn(connection)
     server = look(connection, settings)
     refuse_server(server)
+    refuse_language(server, settings)
     if server.revision is not None:
         refuse_database(server, settings)
     set_search_path(connection, settings.schema, server)
@@ -136,6 +145,11 @@ def refuse_server(server: Server) -> None:
             f"PostgreSQL {server.version} is too old: pgcontext needs "
             f"{limits.POSTGRESQL_VERSION_MIN} or newer; upgrade the server."
         )
+    if server.encoding != "UTF8":
+        raise ConfigError(
+            f"This database's encoding is {server.encoding}, and text search folds accents in UTF8 "
+            "only: make another with CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0;"
+        )
     _refuse_pgvector(server, major)
     if _is_below(server.pgvector or server.pgvector_offered, limits.PGVECTOR_VERSION_ADVISED):
         logger.warning(
@@ -172,6 +186,16 @@ def _is_below(version: str | None, least: tuple[int, ...]) -> bool:
     return version is not None and tuple(map(int, re.findall(r"\d+", version)[:3])) < least
 
 
+def refuse_language(server: Server, settings: Settings) -> None:
+    """Refuse a language that PostgreSQL has no configuration for."""
+    if settings.text_language not in {None, *server.languages}:
+        raise ConfigError(
+            f"PostgreSQL {server.version} has no text search for "
+            f"PGCONTEXT_TEXT_LANGUAGE={settings.text_language}; it has: "
+            f"{', '.join(server.languages)}."
+        )
+
+
 def refuse_database(server: Server, settings: Settings) -> None:
     """Refuse a database that newer code migrated, or that holds other embeddings."""
     if server.revision not in revisions():
@@ -185,6 +209,19 @@ def refuse_database(server: Server, settings: Settings) -> None:
             f"PGCONTEXT_DIMENSIONS says {settings.dimensions}: it is fixed by the first migration, "
             f"so set PGCONTEXT_DIMENSIONS={server.dimensions}."
         )
+    if server.language is not None and settings.text_language not in {None, server.language}:
+        raise ConfigError(
+            f"The database's text search is for the language {server.language}, and "
+            f"PGCONTEXT_TEXT_LANGUAGE says {settings.text_language}: it is fixed by the first "
+            "migration, so leave it unset, or change the database with: pgcontext db language "
+            f"{settings.text_language}"
+        )
+
+
+def settled(settings: Settings, server: Server) -> Settings:
+    """Return the settings with the language: the one named, the database's, or the default."""
+    language = settings.text_language or server.language or limits.TEXT_LANGUAGE_DEFAULT
+    return msgspec.structs.replace(settings, text_language=language)
 
 
 def make_room(connection: Connection, server: Server, settings: Settings) -> None:

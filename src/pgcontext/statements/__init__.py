@@ -110,6 +110,7 @@ _OBJECTS: Final = {
     "@messages": "messages",
     "@tombstones": "tombstones",
     "@nearest": "pgcontext_nearest",
+    "@text_query": "pgcontext_text_query",
     "@api_keys": "api_keys",
     "@revisions": "pgcontext_alembic_version",
 }

@@ -96,10 +96,9 @@ FROM (
 ) AS s
 ORDER BY s.place, s.step"""
 
-# The words of the query, any of which may match; NULL when it has none but stop words.
-_WORDS: Final[LiteralString] = """words AS (
-    SELECT string_agg(quote_literal(w.lexeme), ' | ')::tsquery AS query
-    FROM unnest(to_tsvector('english', $2::text)) AS w
+# What the query's words ask for; NULL when it has none but stop words. Once, not for each row.
+_WORDS: Final[LiteralString] = """words AS MATERIALIZED (
+    SELECT @text_query($2::text) AS query
 )"""
 
 
