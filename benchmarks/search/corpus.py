@@ -159,6 +159,12 @@ class Corpus:
         home = self.home["tenant"]
         return Slice("tenant", "100%", tenant_id, {}, rows_of(contexts), home)
 
+    def conversation(self, place: int) -> Slice:
+        """Return one context of the tenant without a share."""
+        context = np.flatnonzero(self.labels["tenant"] == 0)[[place]]
+        filters = {"context_id": context_id(int(context[0]))}
+        return Slice("context", "a context", NIL, filters, rows_of(context), self.topic[context])
+
 
 class Sliced(Corpus):
     """One large tenant and small ones, with rows that each filter picks 20% to 0.01% of."""
@@ -207,6 +213,26 @@ class Sized(Corpus):
 
 def _ids(count: int) -> Iterable[str]:
     return (str(UUID(int=place)) for place in range(count))
+
+
+def context_id(context: int) -> UUID:
+    """Return a context's id: as version 7 has them, one after the other, and known beforehand."""
+    return _ordered(context, 0xC)
+
+
+def message_id(row: int) -> UUID:
+    """Return a message's id, from which `row_of` finds the row again."""
+    return _ordered(row, 0xA)
+
+
+def row_of(message: UUID) -> int:
+    """Return the number of a message's row."""
+    return message.int & (1 << 48) - 1
+
+
+def _ordered(number: int, kind: int) -> UUID:
+    milliseconds = int(START.timestamp() * 1_000) + number
+    return UUID(int=milliseconds << 80 | 7 << 76 | 0b10 << 62 | kind << 48 | number)
 
 
 def rows_of(contexts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ import msgspec
 
 from benchmarks.report import aligned
 from benchmarks.search.by_hand import CHOICES, ByHand
-from benchmarks.search.corpus import K, Sized, Truth, queries
-from benchmarks.search.loading import loaded, row_of, store_on
+from benchmarks.search.corpus import K, Sized, Truth, queries, row_of
+from benchmarks.search.loading import loaded, store_on
 from benchmarks.timing import Comparison, interleaved
 
 if TYPE_CHECKING:

@@ -7,13 +7,12 @@ import time
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
-from uuid import UUID
 
 import asyncpg
 import msgspec
 
 from benchmarks.conversations import conversation
-from benchmarks.search.corpus import CHUNK_ROWS, MESSAGES
+from benchmarks.search.corpus import CHUNK_ROWS, MESSAGES, context_id, message_id
 from benchmarks.search.vectors import DIMENSIONS
 from benchmarks.server import run
 from pgcontext import ContextStore
@@ -23,6 +22,7 @@ from pgcontext.tokens import get_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Iterator
+    from uuid import UUID
 
     from numpy.typing import NDArray
 
@@ -269,23 +269,3 @@ def binary(vectors: NDArray[Any]) -> Iterator[bytes]:
     head = len(vectors[0]).to_bytes(2, "big") + bytes(2)
     big_endian = vectors.astype(">f4")
     return (head + row.tobytes() for row in big_endian)
-
-
-def context_id(context: int) -> UUID:
-    """Return a context's id: as version 7 has them, one after the other, and known beforehand."""
-    return _ordered(context, 0xC)
-
-
-def message_id(row: int) -> UUID:
-    """Return a message's id, from which `row_of` finds the row again."""
-    return _ordered(row, 0xA)
-
-
-def row_of(message: UUID) -> int:
-    """Return the number of a message's row."""
-    return message.int & (1 << 48) - 1
-
-
-def _ordered(number: int, kind: int) -> UUID:
-    milliseconds = 1_767_225_600_000 + number
-    return UUID(int=milliseconds << 80 | 7 << 76 | 0b10 << 62 | kind << 48 | number)

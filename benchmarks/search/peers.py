@@ -20,17 +20,23 @@ import msgspec
 import numpy as np
 
 from benchmarks.report import aligned
-from benchmarks.search.corpus import MESSAGES, K, Sliced, Truth, queries
+from benchmarks.search.corpus import (
+    MESSAGES,
+    K,
+    Sliced,
+    Truth,
+    context_id,
+    message_id,
+    queries,
+    row_of,
+)
 from benchmarks.search.latency import SAME_RECALL, finding
 from benchmarks.search.loading import (
     BUILDING,
-    context_id,
     loaded,
-    message_id,
     note_on,
     noted,
     of_database,
-    row_of,
     store_on,
     texts,
     timed,
@@ -56,7 +62,7 @@ PEERS: Final = {
     "llamaindex_pgvector": "LlamaIndex PGVectorStore",
 }
 QUERIES: Final = 20
-HEADER: Final = ("messages", "tenant's share", "topic")
+HEADER: Final = ("messages", "searched", "topic")
 
 
 class Manner(msgspec.Struct, frozen=True):
@@ -91,7 +97,7 @@ class Asked(msgspec.Struct, frozen=True):
 
     Attributes:
         rows: of the whole table.
-        share: of them that the tenant has.
+        share: of them that is searched, the tenant's or a conversation.
         on_topic: whether the queries are near to some of these.
         store: who answered.
         manner: see there.
@@ -211,12 +217,11 @@ async def _in_turn(
 ) -> list[Asked]:
     asked: list[Asked] = []
     async with store_on(url) as store:
-        for part in corpus.slices():
-            if part.kind != "tenant":
-                continue
-            ask = {OURS: _ours(finding(store.for_tenant(part.tenant_id)))}
+        tenants = [part for part in corpus.slices() if part.kind == "tenant"]
+        for part in (*tenants, corpus.conversation(0)):
+            ask = {OURS: _ours(finding(store.for_tenant(part.tenant_id), **part.filters))}
             for name, process in processes.items():
-                ask[PEERS[name]] = _theirs(process, part.tenant_id)
+                ask[PEERS[name]] = _theirs(process, part)
             for on_topic in (True, False):
                 answered = await _one(corpus, part, ask, passes, on_topic=on_topic)
                 asked += [
@@ -262,8 +267,9 @@ def _ours(find: Find) -> Ask:
     return ask
 
 
-def _theirs(process: Process, tenant_id: UUID) -> Ask:
-    filters = {"tenant": _tenant(tenant_id)}
+def _theirs(process: Process, part: Slice) -> Ask:
+    filters = {name.removesuffix("_id"): str(value) for name, value in part.filters.items()}
+    filters = filters or {"tenant": _tenant(part.tenant_id)}
 
     async def ask(query: list[float]) -> tuple[float, list[UUID]]:
         answer = process.ask("search", embedding=query, filters=filters, limit=K)
@@ -304,8 +310,8 @@ async def _loaded(url: str, corpus: Corpus, name: str, database: str) -> None:
             return
         await admin.execute("DROP DATABASE IF EXISTS @ WITH (FORCE)".replace("@", database))
         await admin.execute("CREATE DATABASE @".replace("@", database))
-        # Peers commit each message, and nobody waits for these.
-        await _set_commit(url, database)
+        # Nobody waits for the disk at each message that a peer commits.
+        await _prepare(url, database)
         with TemporaryDirectory() as folder, Process(name) as process:
             _write(corpus, Path(folder))
             process.ask("open", **_where(url, database), ef_search=None)
@@ -317,13 +323,13 @@ async def _loaded(url: str, corpus: Corpus, name: str, database: str) -> None:
         await admin.close()
 
 
-async def _set_commit(url: str, database: str) -> None:
+async def _prepare(url: str, database: str) -> None:
     admin = await asyncpg.connect(of_database(url, database))
     try:
         await admin.execute("CREATE EXTENSION vector")
     finally:
         await admin.close()
-    await _set(url, database, {"synchronous_commit": "off"})
+    await _set(url, database, {"synchronous_commit": "off", "maintenance_work_mem": "1GB"})
 
 
 async def _drop_indexes(url: str, database: str) -> list[str]:
@@ -366,7 +372,7 @@ def _lines(corpus: Corpus, lines: list[tuple[str, int]]) -> Iterator[str]:
         context = row // MESSAGES
         metadata = {
             "tenant": _tenant(corpus.tenant(context)),
-            "conversation": str(context_id(context)),
+            "context": str(context_id(context)),
             "role": corpus.role(context),
         }
         text = lines[row % len(lines)][0]
@@ -406,7 +412,7 @@ def compare(asked: Sequence[Asked]) -> Iterator[Comparison]:
 
 def _place(one: Asked) -> str:
     topic = "on topic" if one.on_topic else "off topic"
-    return f"tenant with {one.share} of {one.rows:,} messages, {topic}"
+    return f"{one.share} of {one.rows:,} messages, {topic}"
 
 
 def table(asked: Sequence[Asked]) -> str:

@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 
 from benchmarks.report import aligned
-from benchmarks.search.corpus import MESSAGES, K, Sliced, Truth, queries
-from benchmarks.search.loading import copied, hide_half, loaded, row_of, store_on
+from benchmarks.search.corpus import MESSAGES, K, Sliced, Truth, queries, row_of
+from benchmarks.search.loading import copied, hide_half, loaded, store_on
 from benchmarks.timing import Comparison
 
 if TYPE_CHECKING:

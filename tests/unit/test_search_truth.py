@@ -1,8 +1,18 @@
 import numpy as np
 import pytest
 
-from benchmarks.search.corpus import KINDS, SHARES, K, Sized, Sliced, Truth, queries
-from benchmarks.search.loading import binary, message_id, row_of
+from benchmarks.search.corpus import (
+    KINDS,
+    SHARES,
+    K,
+    Sized,
+    Sliced,
+    Truth,
+    message_id,
+    queries,
+    row_of,
+)
+from benchmarks.search.loading import binary
 from benchmarks.search.vectors import Hard, RealLike, Space, made_up
 
 SPACES: list[Space] = [RealLike(), Hard()]

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from serving import serve
 
 TABLE = "messages"
-FILTERED = ("tenant", "conversation")
+FILTERED = ("tenant", "context")
 
 
 class NoEmbeddings(Embeddings):
