@@ -74,6 +74,26 @@ def test_the_demo_counts_what_it_really_sends(cli: Cli) -> None:
     assert [fork["message_count"] for fork in root["forks"]] == [15]
 
 
+def test_the_demo_searches_by_meaning_offline(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """With nothing set, the local model finds what has none of the words, and shows it in place."""
+    monkeypatch.delenv("PGCONTEXT_DIMENSIONS")
+    monkeypatch.setenv("PGCONTEXT_DATA_DIR", str(tmp_path))
+    result = cli.process("demo")
+    assert (result.code, result.err) == (0, "")
+    assert max(map(len, result.out.splitlines())) <= 80
+    assert "embedded as it comes, by wordllama-l2-supercat-256" in result.out
+    asked = result.out.index('store.search("a wrong price ruined our profit"')
+    shown = " ".join(result.out[asked : result.out.index("Deleted, and restored")].split())
+    # The hit, between what was said before and after it.
+    places = [
+        shown.index(text)
+        for text in ("It wasn't.", "How much did that decimal point cost us?", "-> run_sql")
+    ]
+    assert places == sorted(places)
+
+
 def test_the_statements_are_those_that_the_driver_sends(
     cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -519,7 +519,7 @@ def test_user_data_directory_is_the_default(folder: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("HOME", str(folder))
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     expected = "Library/Application Support" if sys.platform == "darwin" else ".local/share"
-    assert embedded._directory(None) == folder / expected / "pgcontext"
+    assert embedded._directory(None, embedded._settings()) == folder / expected / "pgcontext"
 
 
 @pytest.mark.parametrize("version", [16, 18])

@@ -23,6 +23,7 @@ from pgcontext.cli.references import every, short
 from pgcontext.cli.searching import contexts_of, found
 from pgcontext.cli.story import Story, fork_point, story_of, window_tokens
 from pgcontext.cli.trees import drawn, family, nested
+from pgcontext.embedding import LocalEmbedder
 from pgcontext.errors import InvalidInputError
 from pgcontext.tokens import get_tokenizer
 
@@ -122,6 +123,15 @@ class Demo:
                 self.say(f"What the last demo left, {cleared} contexts, is deleted and purged.")
             # Counting tokens needs its vocabulary; that is not a cost of the first message.
             await asyncio.to_thread(get_tokenizer(self.store.settings.tokenizer).count, "ready")
+            await self.warm_up()
+
+    async def warm_up(self) -> None:
+        """Say what embeds, and load it if it runs here: that is no cost of a message either."""
+        embedder = self.store.embedder
+        if embedder is not None:
+            self.say(f"What is said is embedded as it comes, by {embedder.model}.")
+        if isinstance(embedder, LocalEmbedder):
+            await embedder.embed(["ready"])
 
     async def clear(self) -> int:
         """Delete and purge all contexts of the demo's tenant; return how many there were."""
@@ -215,6 +225,18 @@ class Demo:
             )
             contexts = await contexts_of(self.store, hits)
             self.say(lambda: found(hits, contexts, story.query))
+            if self.store.embedder is not None:
+                await self.search_by_meaning(story.meaning or story.query)
+
+    async def search_by_meaning(self, query: str) -> None:
+        """Search for what is meant, and show what was said around it."""
+        self.say("")
+        hits = await self.call(
+            f'await store.search("{query}", mode="vector", neighbors=1)',
+            self.store.search(query, mode="vector", neighbors=1, limit=1),
+        )
+        contexts = await contexts_of(self.store, hits)
+        self.say(lambda: found(hits, contexts, query))
 
     async def delete_and_restore(self, context: Context, fork: Context) -> None:
         """Hide a message and a fork, and show them again."""

@@ -22,6 +22,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         other: what follows the fork point in the fork instead.
         query: what is searched for.
         query_role: in what this role said.
+        meaning: what is searched for by meaning; "" for the same words.
     """
 
     question: str
@@ -31,6 +32,7 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     other: list[dict[str, Any]]
     query: str
     query_role: str
+    meaning: str = ""
 
 
 FERRY: Final = Story(
@@ -83,6 +85,7 @@ FERRY: Final = Story(
     ],
     query="booked for Friday",
     query_role="assistant",
+    meaning="a wrong price ruined our profit",
 )
 
 ANY: Final = Story(
