@@ -12,7 +12,7 @@ import asyncpg
 import msgspec
 
 from benchmarks import report
-from benchmarks.search import growth, latency, peers, plots, recall, sizing
+from benchmarks.search import growth, latency, peers, plots, quality, recall, sizing
 from benchmarks.search.corpus import Sized
 from benchmarks.search.vectors import RECORDED, Hard, RealLike
 from benchmarks.server import running
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from benchmarks.timing import Comparison
 
 PAGE: Final = report.PAGE.with_name("benchmarks-search.md")
-PARTS: Final = ("recall", "sizes", "growth", "peers", "appends")
+PARTS: Final = ("recall", "sizes", "growth", "quality", "peers", "appends")
 
 
 class Scale(msgspec.Struct, frozen=True):
@@ -36,7 +36,6 @@ class Scale(msgspec.Struct, frozen=True):
         small: of the tenant that grows.
         large: what it grows to.
         peers: sizes of the tables that other stores are compared in.
-        passes: how often other stores are asked each query.
         rounds: of each comparison.
     """
 
@@ -46,7 +45,6 @@ class Scale(msgspec.Struct, frozen=True):
     small: int
     large: int
     peers: tuple[int, ...]
-    passes: int
     rounds: int
 
 
@@ -57,7 +55,6 @@ FULL: Final = Scale(
     small=200_000,
     large=1_000_000,
     peers=(10_000, 100_000),
-    passes=2,
     rounds=60,
 )
 QUICK: Final = Scale(
@@ -67,7 +64,6 @@ QUICK: Final = Scale(
     small=2_000,
     large=6_000,
     peers=(1_000,),
-    passes=1,
     rounds=5,
 )
 
@@ -128,12 +124,16 @@ class Run:
         await self._add_from(growth.lineage(self._url, self._space, scale.rounds))
         return ""
 
+    async def _quality(self) -> str:
+        comparisons, tables = await quality.measure(self._url, quick=self._quick)
+        self._add(comparisons)
+        return tables
+
     async def _peers(self) -> str:
         if self._quick and not peers.installed():
             return "Other stores are left out: --quick installs nothing."
         peers.install()
-        scale = self._scale
-        asked = await peers.measure(self._url, self._space, scale.peers, scale.passes)
+        asked = await peers.measure(self._url, self._space, self._scale.peers)
         self._add(peers.compare(asked))
         if self._draws():
             plots.peers(asked)

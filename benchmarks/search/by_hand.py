@@ -30,31 +30,29 @@ LIMIT $3
 """
 # $4 is the over-fetch: as many are asked of the index, then put in order by the exact distance.
 HNSW: Final = """
-SELECT n.*, n.embedding <=> $2::vector AS exact
+SELECT *
 FROM (
-    SELECT @columns, m.embedding
+    SELECT @columns, m.embedding <=> $2::vector AS distance
     FROM messages AS m
     WHERE m.tenant_id = $1 AND m.deleted_at IS NULL
     ORDER BY m.embedding::halfvec(@dimensions) <=> $2::vector::halfvec(@dimensions)
     LIMIT $4
 ) AS n
-ORDER BY exact
+ORDER BY distance
 LIMIT $3
 """
-# $4 is the depth. The first part needs nothing that is not in the index.
+# $4 is the depth. The first part needs nothing that is not in messages_signature_idx.
 SIGNATURES: Final = """
 WITH near AS MATERIALIZED (
-    SELECT m.context_id, m.version
+    SELECT m.id
     FROM messages AS m
-    WHERE m.tenant_id = $1
+    WHERE m.tenant_id = $1 AND m.deleted_at IS NULL AND m.embedding IS NOT NULL
     ORDER BY m.signature <~> binary_quantize($2::vector)::bit(@dimensions)
     LIMIT $4
 )
 SELECT @columns, m.embedding <=> $2::vector AS distance
 FROM near
-JOIN messages AS m
-    ON m.tenant_id = $1 AND m.context_id = near.context_id AND m.version = near.version
-WHERE m.deleted_at IS NULL
+JOIN messages AS m ON m.tenant_id = $1 AND m.id = near.id
 ORDER BY distance
 LIMIT $3
 """

@@ -61,7 +61,8 @@ PEERS: Final = {
     "mem0_pgvector": "mem0",
     "llamaindex_pgvector": "LlamaIndex PGVectorStore",
 }
-QUERIES: Final = 20
+QUERIES: Final = 15
+WARM_UP_QUERIES: Final = 3
 HEADER: Final = ("messages", "searched", "topic")
 
 
@@ -176,14 +177,13 @@ def installed() -> bool:
     return all((ENVIRONMENTS / name / "installed").exists() for name in PEERS)
 
 
-async def measure(url: str, space: Space, sizes: Sequence[int], passes: int) -> list[Asked]:
+async def measure(url: str, space: Space, sizes: Sequence[int]) -> list[Asked]:
     """Search tables of these sizes with every store, in turn.
 
     Args:
         url: of the server.
         space: of embeddings.
         sizes: of the tables, rows.
-        passes: how often each query is asked, after one that doesn't count.
     """
     asked: list[Asked] = []
     for rows in sizes:
@@ -196,7 +196,7 @@ async def measure(url: str, space: Space, sizes: Sequence[int], passes: int) -> 
             for database in databases.values():
                 await _set(url, database, manner.settings)
             with _opened(url, databases, manner) as processes:
-                asked += await _in_turn(ours, corpus, processes, manner, passes)
+                asked += await _in_turn(ours, corpus, processes, manner)
     return asked
 
 
@@ -213,7 +213,7 @@ def _opened(url: str, databases: dict[str, str], manner: Manner) -> Generator[di
 
 
 async def _in_turn(
-    url: str, corpus: Corpus, processes: dict[str, Process], manner: Manner, passes: int
+    url: str, corpus: Corpus, processes: dict[str, Process], manner: Manner
 ) -> list[Asked]:
     asked: list[Asked] = []
     async with store_on(url) as store:
@@ -223,7 +223,7 @@ async def _in_turn(
             for name, process in processes.items():
                 ask[PEERS[name]] = _theirs(process, part)
             for on_topic in (True, False):
-                answered = await _one(corpus, part, ask, passes, on_topic=on_topic)
+                answered = await _one(corpus, part, ask, on_topic=on_topic)
                 asked += [
                     Asked(corpus.rows, part.share, on_topic, name, manner.name, *answer)
                     for name, answer in answered.items()
@@ -232,20 +232,21 @@ async def _in_turn(
 
 
 async def _one(
-    corpus: Corpus, part: Slice, ask: dict[str, Ask], passes: int, *, on_topic: bool
+    corpus: Corpus, part: Slice, ask: dict[str, Ask], *, on_topic: bool
 ) -> dict[str, tuple[float, int, float]]:
     """Ask all stores each query, one store after the other; return recall, hits and time."""
     vectors = queries(corpus, part, QUERIES, on_topic=on_topic)
     truth = Truth(corpus, part.rows, vectors)
     seconds: dict[str, list[float]] = {name: [] for name in ask}
     found: dict[str, list[list[UUID]]] = {name: [] for name in ask}
-    for round_, query in itertools.product(range(passes + 1), vectors.tolist()):
+    lists = vectors.tolist()
+    for query, call in itertools.product(lists[:WARM_UP_QUERIES], ask.values()):
+        await call(query)
+    for query in lists:
         for name, call in ask.items():
             taken, ids = await call(query)
-            if round_ > 0:
-                seconds[name].append(taken)
-            if round_ == passes:
-                found[name].append(ids)
+            seconds[name].append(taken)
+            found[name].append(ids)
     return {
         name: (
             statistics.mean(
