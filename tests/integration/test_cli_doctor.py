@@ -13,6 +13,7 @@ from pgcontext import limits
 from pgcontext.cli.doctor import Server, check_connection, check_pgvector, check_server
 from tests.support import DIMENSIONS
 from tests.support.cli import Cli
+from tests.support.embedding_server import EmbeddingServer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,6 +64,21 @@ def test_other_dimensions_are_found(database_url: str, monkeypatch: pytest.Monke
     monkeypatch.setenv("PGCONTEXT_DIMENSIONS", "1536")
     found = checks(Cli(monkeypatch, database_url), code=1)
     assert found["embeddings"]["advice"] == f"set PGCONTEXT_DIMENSIONS={DIMENSIONS}"
+
+
+def test_the_embedder_is_tried(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that answers is ok; one that doesn't take the key fails, and the key stays out."""
+    with EmbeddingServer() as server:
+        cli = Cli(monkeypatch, database_url)
+        monkeypatch.setenv("PGCONTEXT_EMBEDDING_URL", server.url)
+        monkeypatch.setenv("PGCONTEXT_EMBEDDING_KEY", PASSWORD)
+        monkeypatch.setenv("PGCONTEXT_EMBEDDING_MODEL", "small")
+        assert re.fullmatch(r"small; a search takes \d+ ms", checks(cli)["embedder"]["found"])
+        server.key = "another"
+        found = checks(cli, code=1)["embedder"]
+    assert found["result"] == "failed"
+    assert "HTTP 401" in found["found"]
+    assert PASSWORD not in found["found"]
 
 
 def test_a_newer_database_is_found(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:

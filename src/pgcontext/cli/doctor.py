@@ -12,7 +12,7 @@ import msgspec
 
 from pgcontext import limits
 from pgcontext.cli.output import Exit, JsonOption, Output
-from pgcontext.errors import ConfigError, ContextStoreError
+from pgcontext.errors import ConfigError, ContextStoreError, EmbeddingError
 from pgcontext.pool import Pool
 from pgcontext.statements import in_schema
 from pgcontext.statements.inspecting import INSPECT
@@ -104,6 +104,7 @@ async def examine() -> list[Check]:
             await check_migrations(settings),
             check_dimensions(server, settings),
             await check_tables(store),
+            await check_embedder(store),
         ]
 
 
@@ -276,6 +277,21 @@ async def check_tables(store: ContextStore) -> Check:
     except ContextStoreError as error:
         return Check("tables", "failed", str(error))
     return Check("tables", "ok", "readable")
+
+
+async def check_embedder(store: ContextStore) -> Check:
+    """Search by meaning through the store: the embedder is asked, and its vector compared."""
+    if store.embedder is None:
+        return Check("embedder", "ok", "none; search finds words")
+    started = time.perf_counter()
+    try:
+        await store.search("ready", mode="vector", limit=1)
+    except EmbeddingError as error:
+        return Check("embedder", "failed", str(error), "see docs/embeddings.md")
+    except ContextStoreError:
+        return Check("embedder", "skipped", "nothing to search in")
+    milliseconds = (time.perf_counter() - started) * 1_000
+    return Check("embedder", "ok", f"{store.embedder.model}; a search takes {milliseconds:.0f} ms")
 
 
 def report(checks: list[Check]) -> RenderableType:
