@@ -22,8 +22,10 @@ from pgcontext import (
     embedded,
 )
 from pgcontext.embedding import local
+from pgcontext.http import create_app
 from pgcontext.pool import within
 from tests.support import DIMENSIONS
+from tests.support.asgi import Client
 from tests.support.chats import axis, contents, user
 from tests.support.cli import Cli
 from tests.support.embedding_server import EmbeddingServer, Reply, vector_of
@@ -223,6 +225,20 @@ async def test_blanks_have_no_meaning(make_store: MakeStore, api: EmbeddingServe
     assert [request.texts for request in api.requests] == [["apples"]]
     assert (message.embedding_pending, other.embedding_model) == (False, "small")
     assert not third.embedding_pending
+
+
+@pytest.mark.parametrize(("reply", "passes"), [(Reply(401), False), (Reply(503), True)])
+async def test_over_http_a_failed_query_is_a_problem_of_its_own(
+    make_store: MakeStore, api: EmbeddingServer, reply: Reply, *, passes: bool
+) -> None:
+    """Its type is stable, and nothing of the embedding server is told to callers."""
+    api.replies.extend([reply] * 9)
+    async with HttpEmbedder("small", url=api.url, seconds=2) as embedder:
+        caller = Client(create_app(make_store(embedder=embedder, auth="none")))
+        answer = await caller("POST", "/v1/search", {"query": "plums", "mode": "vector"})
+    assert (answer.status, answer.type) == (503, "embedding-failed")
+    assert answer.value["retryable"] is passes
+    assert "127.0.0.1" not in answer.body.decode()
 
 
 def test_a_command_says_what_a_server_refused(

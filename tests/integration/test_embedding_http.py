@@ -250,6 +250,16 @@ async def test_a_failure_that_passes_is_tried_again(
     assert len(server.requests) == 3
 
 
+async def test_connections_that_were_closed_meanwhile_are_made_anew(
+    server: EmbeddingServer, make: MakeEmbedder
+) -> None:
+    """Between two calls a function may be frozen for long, or the server restarted."""
+    embedder = make(batch_texts=1)
+    await embedder.embed(["a", "b", "c"])
+    server.drop_connections()
+    assert await embedder.embed(["d", "e", "f"]) == vectors_of(["d", "e", "f"])
+
+
 @pytest.mark.parametrize("reply", [Reply(503), Reply(cut=5)], ids=str)
 async def test_it_is_not_tried_for_ever(
     server: EmbeddingServer, make: MakeEmbedder, reply: Reply

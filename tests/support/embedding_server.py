@@ -82,6 +82,7 @@ class EmbeddingServer:
         self.most_under_way = 0
         self.connections = 0
         self._under_way = 0
+        self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
 
@@ -108,6 +109,11 @@ class EmbeddingServer:
         """What comes before /embeddings."""
         return f"http://127.0.0.1:{self.port}/v1"
 
+    def drop_connections(self) -> None:
+        """Reset every connection that is open, as a server does that restarts."""
+        for writer in list(self._writers):
+            self._loop.call_soon_threadsafe(writer.transport.abort)
+
     async def _stop(self) -> None:
         self._server.close()
         others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
@@ -117,12 +123,14 @@ class EmbeddingServer:
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        self._writers.add(writer)
         try:
             while await self._answered(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError):
             pass  # whoever asked is gone
         finally:
+            self._writers.discard(writer)
             writer.transport.abort()
 
     async def _answered(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
