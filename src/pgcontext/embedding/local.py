@@ -36,7 +36,7 @@ class LocalEmbedder:
     """Embeds with a small model in this process: `float32[256]` of length 1, 10,000 texts a second.
 
     It knows which words are alike, not what a sentence says; a server's model finds more. The
-    model is loaded at the first use, once per process: 0.5 s and 60 MB. All work is in a thread,
+    model is loaded at the first use, once per process: 0.5 s and 65 MB. All work is in a thread,
     so that the loop goes on.
 
     Raises:
