@@ -39,17 +39,13 @@ def assemble(
 
 
 def _hit(row: Any, message: Message, neighbors: list[Message]) -> Hit:  # noqa: ANN401 (a row)
-    distance: float | None = row["distance"]
-    text_score: float | None = row["text_score"]
-    found_by = [
-        name for name, value in (("vector", distance), ("text", text_score)) if value is not None
-    ]
+    by = (("vector", row["by_vector"]), ("text", row["by_text"]))
     return Hit(
         message=message,
-        distance=distance,
-        text_score=text_score,
-        score=1 - distance if distance is not None else text_score or 0.0,
-        found_by=tuple(found_by),
+        distance=row["distance"],
+        text_score=row["text_score"],
+        score=row["score"],
+        found_by=tuple(name for name, found in by if found),
         neighbors=neighbors,
     )
 

@@ -5,11 +5,8 @@ A value above a bound is refused with `LimitExceededError`; nothing is ever clam
 
 from typing import Final
 
-SCHEMA_REVISION: Final = "0003"
+SCHEMA_REVISION: Final = "0004"
 """The Alembic revision this version of the code is written against (the head of migrations/)."""
-
-# What text search takes texts to be in, unless a setting says otherwise at the first migration.
-TEXT_LANGUAGE_DEFAULT: Final = "english"
 
 # What a caller may hand in.
 MESSAGES_PER_APPEND_MAX: Final = 1_000
@@ -97,6 +94,9 @@ EMBED_REFUSED_MESSAGES_MAX: Final = 5
 EMBED_RETRY_SECONDS: Final = 60.0
 EMBED_BACKOFF_SECONDS_MAX: Final = 86_400.0
 
+# A search over a tenant reads so many signatures in the time in which the HNSW index answers.
+EXACT_ROWS_DEFAULT: Final = 150_000
+
 # The connection to the database.
 POOL_CONNECTIONS_MAX: Final = 3
 POOL_CONNECTIONS_DIRECT_MAX: Final = 100
@@ -124,3 +124,4 @@ EMBEDDED_LOG_BYTES_MAX: Final = 1024 * 1024
 # Migrations: how long to wait for one that runs already, and for a lock on a table.
 MIGRATION_TURN_SECONDS_MAX: Final = 600
 MIGRATION_LOCK_SECONDS_MAX: Final = 10
+LANGUAGE_BATCH_MESSAGES_MAX: Final = 1_000

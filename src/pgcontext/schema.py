@@ -21,8 +21,9 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
-from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT, TEXT_LANGUAGE_DEFAULT
-from pgcontext.schema_text import text_functions
+from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
+from pgcontext.schema_nearest import nearest_functions
+from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT, text_functions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -145,15 +146,8 @@ class _MessageColumns(TenantMixin, SoftDeleteMixin):
                 ["contexts.tenant_id", "contexts.id"],
                 name="messages_context_fkey",
             ),
-            # This key is what makes two messages with one version impossible. The signature
-            # rides along so that a scan for near vectors can stay inside the index.
-            sa.UniqueConstraint(
-                "tenant_id",
-                "context_id",
-                "version",
-                name="messages_version_key",
-                postgresql_include=["signature"],
-            ),
+            # This key is what makes two messages with one version impossible.
+            sa.UniqueConstraint("tenant_id", "context_id", "version", name="messages_version_key"),
             sa.CheckConstraint(
                 "role IN ('user', 'assistant', 'system', 'tool', 'developer')", name="role"
             ),
@@ -262,7 +256,8 @@ def build_metadata(
         event.listen(Base.metadata, "before_create", _ddl(function))
     # Loading the library first lets a role that is no superuser SET hnsw.* in a function.
     event.listen(Base.metadata, "after_create", _ddl("SELECT '[1]'::vector"))
-    event.listen(Base.metadata, "after_create", _ddl(nearest_function(dimensions, schema)))
+    for function in nearest_functions(dimensions, prefix):
+        event.listen(Base.metadata, "after_create", _ddl(function))
     return Base.metadata
 
 
@@ -328,6 +323,15 @@ def _index_messages(messages: sa.Table, dimensions: int) -> None:
         of.embed_after,
         postgresql_where=sa.text("embed_after IS NOT NULL"),
     )
+    # All that a search over the tenant asks about a message, so that it can stay inside the index.
+    sa.Index(
+        "messages_signature_idx",
+        of.tenant_id,
+        of.role,
+        of.created_at,
+        postgresql_include=["id", "context_id", "model", "embedding_model", "signature"],
+        postgresql_where=sa.text("deleted_at IS NULL AND embedding IS NOT NULL"),
+    )
     # As halfvec: half the size at equal recall, and up to 4,000 dimensions instead of 2,000.
     sa.Index(
         "messages_embedding_idx",
@@ -357,15 +361,6 @@ def _index_tombstones(tombstones: sa.Table) -> None:
     )
 
 
-def nearest_function(dimensions: int, schema: str | None = None) -> str:
-    """Return the DDL of the function that asks the HNSW index with settings of its own.
-
-    A function's SET clause is the one way to give a statement its own planner settings in a
-    single turn; nothing of it stays behind in the session.
-    """
-    return _NEAREST.replace("{prefix}", _prefix(schema)).replace("{dimensions}", str(dimensions))
-
-
 def _prefix(schema: str | None) -> str:
     return f"{_PREPARER.quote_schema(schema)}." if schema else ""
 
@@ -375,34 +370,5 @@ def _ddl(text: str) -> sa.DDL:
 
 
 _PREPARER: Final = PGDialect().identifier_preparer  # type: ignore[no-untyped-call]
-_NEAREST: Final = """
-CREATE FUNCTION {prefix}pgcontext_nearest(
-    of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
-    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
-) RETURNS TABLE (id uuid, distance double precision)
-LANGUAGE sql STABLE PARALLEL SAFE
-SET hnsw.iterative_scan = 'relaxed_order'
-SET hnsw.ef_search = '200'
-SET hnsw.max_scan_tuples = '200000'
-SET plan_cache_mode = 'force_custom_plan'
-AS $function$
-    SELECT m.id, m.embedding::halfvec({dimensions}) <=> query AS distance
-    FROM {prefix}messages AS m
-    WHERE m.tenant_id = of_tenant
-      AND m.deleted_at IS NULL
-      AND m.embedding IS NOT NULL
-      AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
-      AND (of_roles IS NULL OR m.role = ANY (of_roles))
-      AND (since IS NULL OR m.created_at >= since)
-      AND (until IS NULL OR m.created_at < until)
-      AND (of_model IS NULL OR m.model = of_model)
-      AND EXISTS (
-          SELECT FROM {prefix}contexts AS c
-          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
-            AND (of_metadata IS NULL OR c.metadata @> of_metadata)
-      )
-    ORDER BY m.embedding::halfvec({dimensions}) <=> query
-    LIMIT candidates
-$function$"""
 
 metadata: Final = build_metadata()

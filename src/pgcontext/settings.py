@@ -81,6 +81,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         embedding_key: the server's API key.
         embedding_seconds: how long one call of the embedder may take in all.
         embedding_send_dimensions: ask the server for embeddings of `dimensions` numbers.
+        exact_rows: how many messages of a tenant a search goes through one by one; with more the
+            HNSW index is asked, where the tenant holds most of it.
         claim_seconds: how long a worker may hold a message it embeds.
         acquire_seconds: how long to wait for a free connection.
         statement_seconds: how long to wait for a statement.
@@ -116,6 +118,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     embedding_key: Secret | None = None
     embedding_seconds: float = limits.EMBEDDING_SECONDS_DEFAULT
     embedding_send_dimensions: bool = False
+    exact_rows: int = limits.EXACT_ROWS_DEFAULT
     claim_seconds: float = 300.0
     acquire_seconds: float = limits.ACQUIRE_SECONDS_MAX
     statement_seconds: float = limits.STATEMENT_SECONDS_MAX
@@ -158,6 +161,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "embedding_key": env.get("PGCONTEXT_EMBEDDING_KEY") or None,
             "embedding_seconds": _seconds(env, "PGCONTEXT_EMBEDDING_SECONDS"),
             "embedding_send_dimensions": _switch(env, "PGCONTEXT_EMBEDDING_SEND_DIMENSIONS"),
+            "exact_rows": _integer(env, "PGCONTEXT_EXACT_ROWS"),
             "claim_seconds": _seconds(env, "PGCONTEXT_CLAIM_SECONDS"),
             "acquire_seconds": _seconds(env, "PGCONTEXT_ACQUIRE_SECONDS"),
             "statement_seconds": _seconds(env, "PGCONTEXT_STATEMENT_SECONDS"),

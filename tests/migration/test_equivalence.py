@@ -94,8 +94,8 @@ def test_migrations_make_what_the_schema_describes(
             "DROP INDEX contexts_metadata_idx; "
             "CREATE INDEX contexts_metadata_idx ON contexts USING gin (metadata)"
         ),
-        "ALTER FUNCTION pgcontext_nearest SET hnsw.ef_search = '100'",
-        "ALTER FUNCTION pgcontext_nearest RESET plan_cache_mode",
+        "ALTER FUNCTION pgcontext_graph SET hnsw.ef_search = '100'",
+        "ALTER FUNCTION pgcontext_scan RESET plan_cache_mode",
         "ALTER FUNCTION pgcontext_nearest VOLATILE",
         "ALTER FUNCTION pgcontext_nearest SECURITY DEFINER",
         "CREATE FUNCTION pgcontext_more() RETURNS int LANGUAGE sql AS 'SELECT 1'",
@@ -197,7 +197,7 @@ def _changed_operator_class(metadata: sa.MetaData) -> None:
 
 def _changed_payload(metadata: sa.MetaData) -> None:
     constraint = _constraint(metadata, "messages", "messages_version_key")
-    constraint.dialect_options["postgresql"]["include"] = None
+    constraint.dialect_options["postgresql"]["include"] = ["signature"]
 
 
 def _removed_check(metadata: sa.MetaData) -> None:
@@ -354,10 +354,10 @@ def test_check_sees_another_function(database_url: str) -> None:
     """Settings of the function belong to it."""
     execute(
         database_url,
-        "SELECT '[1]'::vector; ALTER FUNCTION pgcontext_nearest SET hnsw.ef_search = '100'",
+        "SELECT '[1]'::vector; ALTER FUNCTION pgcontext_graph SET hnsw.ef_search = '100'",
     )
     [line] = migrate.check(settings=settings_of(database_url))
-    assert line.startswith("function pgcontext_nearest(of_tenant uuid, ")
+    assert line.startswith("function pgcontext_graph(of_tenant uuid, ")
     assert line.endswith(" differs")
 
 

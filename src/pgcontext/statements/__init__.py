@@ -54,8 +54,10 @@ from pgcontext.statements.retention import (
     PURGE_OWNERS,
 )
 from pgcontext.statements.search import (
+    SEARCH_CONTEXT_HYBRID,
     SEARCH_CONTEXT_TEXT,
     SEARCH_CONTEXT_VECTOR,
+    SEARCH_TENANT_HYBRID,
     SEARCH_TENANT_TEXT,
     SEARCH_TENANT_VECTOR,
 )
@@ -96,8 +98,10 @@ __all__ = [
     "PURGE_OWNERS",
     "RESTORE",
     "RESTORE_MESSAGES",
+    "SEARCH_CONTEXT_HYBRID",
     "SEARCH_CONTEXT_TEXT",
     "SEARCH_CONTEXT_VECTOR",
+    "SEARCH_TENANT_HYBRID",
     "SEARCH_TENANT_TEXT",
     "SEARCH_TENANT_VECTOR",
     "UPDATE",

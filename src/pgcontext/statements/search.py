@@ -1,29 +1,45 @@
 """Statements of search. $1 is the tenant.
 
-All of them take the same parameters, so that they can be called alike:
-$2 the query (an embedding as text, or the words), $3 hits at most, $4 roles, $5 since, $6 until,
-$7 metadata the context must contain, $8 the model that wrote the message, $9 the largest
-distance, $10 the embedding model to compare with, $11 neighbors on each side, $12 whether to
-return the embeddings, $13 the context (NULL over the tenant), $14 the highest version.
+There are six: over what one context shows, or over the tenant's live messages; by vector, by text,
+or by both. All take the parameters that `@parameters` lists, so that they can be called alike, and
+are made of the same pieces:
+
+`near`: the nearest messages (`id`, `distance`), exact within a context, by `pgcontext_nearest` over
+the tenant. `pool`: the best of those that match the words (`id`). `found`: either, or both.
+`candidate`: the messages found, with what their score is made of. `scored`: with their `score`.
+`hit`: the best of them. `around`: the messages that are shown before and after each.
 
 They return one row a hit (`place` 1, 2, …, `step` 0) and one a neighbor (its hit's `place`, and
-the `step` before or after it), with distance, text_score and embedding where they apply.
+the `step` before or after it), with distance, text_score, score, by_vector, by_text and embedding
+where they apply. How words are ranked, and how both are fused, was measured: docs/adr/0014.
 """
 
-from typing import Final, LiteralString
+from typing import Final, Literal, LiteralString, TypeAlias
 
 from pgcontext.statements.fragments import compose
 
-_FILTERED: Final[LiteralString] = """($4::text[] IS NULL OR m.role = ANY ($4))
-          AND ($5::timestamptz IS NULL OR m.created_at >= $5)
-          AND ($6::timestamptz IS NULL OR m.created_at < $6)
-          AND ($8::text IS NULL OR m.model = $8)"""
+_Mode: TypeAlias = Literal["vector", "text", "hybrid"]
+
+# Never carried out; here each parameter has its type, whatever a statement makes of it.
+_PARAMETERS: Final[LiteralString] = """parameters AS (
+    SELECT $2::text AS embedding, $3::text AS words, $4::integer AS hits, $5::text[] AS roles,
+           $6::timestamptz AS since, $7::timestamptz AS until, $8::jsonb AS metadata,
+           $9::text AS model, $10::double precision AS max_distance,
+           $11::text AS embedding_model, $12::integer AS neighbors,
+           $13::boolean AS with_embeddings, $14::uuid AS context_id, $15::bigint AS version_max,
+           $16::integer AS exact_rows
+)"""
+
+_FILTERED: Final[LiteralString] = """($5::text[] IS NULL OR m.role = ANY ($5))
+          AND ($6::timestamptz IS NULL OR m.created_at >= $6)
+          AND ($7::timestamptz IS NULL OR m.created_at < $7)
+          AND ($9::text IS NULL OR m.model = $9)"""
 
 _CONTEXT_VIEWER: Final[LiteralString] = """viewer AS (
-    SELECT @viewer_columns, $14::bigint AS cap, 0::bigint AS floor
+    SELECT @viewer_columns, $15::bigint AS cap, 0::bigint AS floor
     FROM @contexts AS c
-    WHERE c.tenant_id = $1 AND c.id = $13::uuid AND c.deleted_at IS NULL
-      AND ($7::jsonb IS NULL OR c.metadata @> $7)
+    WHERE c.tenant_id = $1 AND c.id = $14::uuid AND c.deleted_at IS NULL
+      AND ($8::jsonb IS NULL OR c.metadata @> $8)
 )"""
 
 # Over the tenant the messages around a hit are those its own context shows.
@@ -31,6 +47,166 @@ _HIT_VIEWERS: Final[LiteralString] = """viewer AS (
     SELECT @viewer_columns, c.latest_version AS cap, 0::bigint AS floor
     FROM @contexts AS c
     WHERE c.tenant_id = $1 AND c.id IN (SELECT hit.context_id FROM hit)
+)"""
+
+# Exact: the distance to every embedding the context shows. The cast keeps the HNSW index out.
+_NEAR_IN_CONTEXT: Final[LiteralString] = """near AS MATERIALIZED (
+    SELECT s.id, s.distance
+    FROM lineage AS l
+    CROSS JOIN LATERAL (
+        SELECT m.id, m.version, m.embedding <=> $2::text::vector AS distance
+        FROM @messages AS m
+        WHERE @of_segment
+          AND m.embedding IS NOT NULL
+          AND m.embedding_model IS NOT DISTINCT FROM $11::text
+          AND @filtered
+          AND @visible
+        OFFSET 0
+    ) AS s
+    WHERE $10::double precision IS NULL OR s.distance <= $10
+    ORDER BY s.distance, s.version
+    LIMIT @near_count
+)"""
+
+_NEAR_IN_TENANT: Final[LiteralString] = """near AS MATERIALIZED (
+    SELECT n.id, n.distance
+    FROM @nearest(
+        $1, $2::text::vector, @near_count, $16::integer, $11::text, $5::text[], $6::timestamptz,
+        $7::timestamptz, $8::jsonb, $9::text
+    ) AS n
+    WHERE $10::double precision IS NULL OR n.distance <= $10
+)"""
+
+# What the query's words ask for, and each of its words as a query; NULL when it has none but stop
+# words. Once, not for each row.
+_WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
+    SELECT q.query, ARRAY(
+        SELECT DISTINCT found[1]::tsquery
+        FROM regexp_matches(q.query::text, $re$('(?:[^']|'')*'(?::\*)?)$re$, 'g') AS found
+    ) AS terms
+    FROM (SELECT @text_query($3::text) AS query) AS q
+)"""
+
+# PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is: the pool is
+# large enough to choose from by what does.
+_RANK: Final[LiteralString] = """ts_rank(s.text_search, words.query)
+             / (1 + ln(1 + length(s.text_search) / 100.0::double precision))"""
+
+_POOL_IN_CONTEXT: Final[LiteralString] = """pool AS MATERIALIZED (
+    SELECT s.id
+    FROM words
+    CROSS JOIN lineage AS l
+    CROSS JOIN LATERAL (
+        SELECT m.id, m.version, m.text_search
+        FROM @messages AS m
+        WHERE @of_segment
+          AND m.text_search @@ words.query
+          AND @filtered
+          AND @visible
+        OFFSET 0
+    ) AS s
+    ORDER BY @rank DESC, s.version DESC
+    LIMIT greatest(200, $4::integer)
+)"""
+
+_POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
+    SELECT s.id
+    FROM words
+    CROSS JOIN LATERAL (
+        SELECT m.id, m.text_search
+        FROM @messages AS m
+        JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = m.context_id AND c.deleted_at IS NULL
+        WHERE m.tenant_id = $1
+          AND m.text_search @@ words.query
+          AND m.deleted_at IS NULL
+          AND ($8::jsonb IS NULL OR c.metadata @> $8)
+          AND @filtered
+    ) AS s
+    ORDER BY @rank DESC, s.id DESC
+    LIMIT greatest(200, $4::integer)
+)"""
+
+# A word counts by how rare it is among the pool; what was found by its vector is rated alike.
+_RATED: Final[LiteralString] = """weight AS MATERIALIZED (
+    SELECT r.ordinal, ln(1 + n.messages / count(*)::double precision) AS weight
+    FROM candidate
+    CROSS JOIN unnest(candidate.ranks) WITH ORDINALITY AS r (rank, ordinal)
+    CROSS JOIN (SELECT count(*) AS messages FROM pool) AS n
+    WHERE candidate.by_text AND r.rank > 0
+    GROUP BY r.ordinal, n.messages
+),
+rated AS (
+    SELECT candidate.*, share.rank * 10
+           / (1 + ln(1 + candidate.word_count / 100.0::double precision)) AS text_score
+    FROM candidate
+    CROSS JOIN LATERAL (
+        SELECT sum(weight.weight * candidate.ranks[weight.ordinal]) / sum(weight.weight) AS rank
+        FROM weight
+    ) AS share
+)"""
+
+_SCORED: Final[dict[_Mode, LiteralString]] = {
+    "vector": """scored AS (
+    SELECT candidate.*, NULL::double precision AS text_score, 1 - candidate.distance AS score
+    FROM candidate
+)""",
+    "text": """@rated,
+scored AS (SELECT rated.*, rated.text_score AS score FROM rated)""",
+    # The nearest of all counts 1, the farthest 0, whatever the range of the model's distances;
+    # words count by the share of what the query asks for, so that an accidental match stays small.
+    "hybrid": """@rated,
+scored AS (
+    SELECT rated.*, 0.7 * coalesce(rated.text_score, 0) + 0.3 * coalesce(
+               (max(rated.distance) OVER () - rated.distance)
+               / nullif(max(rated.distance) OVER () - min(rated.distance) OVER (), 0),
+               (rated.distance IS NOT NULL)::integer
+           ) AS score
+    FROM rated
+    WHERE $10::double precision IS NULL OR rated.distance <= $10
+)""",
+}
+
+_FOUND: Final[dict[_Mode, LiteralString]] = {
+    "vector": """found AS (
+    SELECT near.id, near.distance, true AS by_vector, false AS by_text FROM near
+)""",
+    "text": """found AS (
+    SELECT pool.id, NULL::double precision AS distance, false AS by_vector, true AS by_text
+    FROM pool
+)""",
+    "hybrid": """found AS (
+    SELECT id, near.distance, near.id IS NOT NULL AS by_vector, pool.id IS NOT NULL AS by_text
+    FROM near FULL JOIN pool USING (id)
+)""",
+}
+
+_CANDIDATE: Final[LiteralString] = """candidate AS MATERIALIZED (
+    SELECT @message_columns, m.embedding, found.by_vector, found.by_text,
+           @distance AS distance@text_columns
+    FROM found
+    JOIN @messages AS m ON m.tenant_id = $1 AND m.id = found.id
+    @text_join
+)"""
+
+# Of what was found by its words alone the distance is looked up.
+_DISTANCE: Final[LiteralString] = """CASE
+               WHEN found.by_vector THEN found.distance
+               WHEN m.embedding_model IS NOT DISTINCT FROM $11::text
+               THEN m.embedding <=> $2::text::vector
+           END"""
+
+_TEXT_COLUMNS: Final[LiteralString] = """, length(m.text_search) AS word_count,
+           CASE WHEN m.text_search @@ words.query THEN ARRAY(
+               SELECT ts_rank(m.text_search, t.term)
+               FROM unnest(words.terms) WITH ORDINALITY AS t (term, ordinal)
+               ORDER BY t.ordinal
+           ) END AS ranks"""
+
+_HIT: Final[LiteralString] = """hit AS MATERIALIZED (
+    SELECT scored.*, row_number() OVER (ORDER BY @best) AS place
+    FROM scored
+    ORDER BY @best
+    LIMIT $4::integer
 )"""
 
 _RESULT: Final[LiteralString] = """around AS (
@@ -48,11 +224,11 @@ _RESULT: Final[LiteralString] = """around AS (
                       AND m.version < h.version
                       AND @visible
                     ORDER BY m.version DESC
-                    LIMIT $11
+                    LIMIT $12
                 ) AS n
-                WHERE l.viewer = coalesce($13::uuid, h.context_id)
+                WHERE l.viewer = coalesce($14::uuid, h.context_id)
                 ORDER BY n.version DESC
-                LIMIT $11
+                LIMIT $12
             ) AS n
         )
         UNION ALL
@@ -67,27 +243,28 @@ _RESULT: Final[LiteralString] = """around AS (
                       AND m.version > h.version
                       AND @visible
                     ORDER BY m.version
-                    LIMIT $11
+                    LIMIT $12
                 ) AS n
-                WHERE l.viewer = coalesce($13::uuid, h.context_id)
+                WHERE l.viewer = coalesce($14::uuid, h.context_id)
                 ORDER BY n.version
-                LIMIT $11
+                LIMIT $12
             ) AS n
         )
     ) AS s
-    WHERE $11::integer > 0
+    WHERE $12::integer > 0
 )
-SELECT s.place, s.step, s.distance, s.text_score, s.embedding, @shown_columns
+SELECT s.place, s.step, s.distance, s.text_score, s.score, s.by_vector, s.by_text, s.embedding,
+       @shown_columns
 FROM (
-    SELECT hit.place, 0::bigint AS step, hit.distance, hit.text_score,
-           CASE WHEN $12::boolean THEN hit.embedding::text END AS embedding,
+    SELECT hit.place, 0::bigint AS step, hit.distance, hit.text_score, hit.score, hit.by_vector,
+           hit.by_text, CASE WHEN $13::boolean THEN hit.embedding::text END AS embedding,
            hit.id, hit.context_id, hit.version, hit.created_at, hit.role, hit.content,
            hit.tool_call_id, hit.tool_name, hit.token_count, hit.model, hit.payload,
            hit.idempotency_key, hit.embedding_model, hit.embedding_pending,
            NULL::timestamptz AS deleted_at
     FROM hit
     UNION ALL
-    SELECT around.place, around.step, NULL, NULL, NULL,
+    SELECT around.place, around.step, NULL, NULL, NULL, NULL, NULL, NULL,
            around.id, around.context_id, around.version, around.created_at, around.role,
            around.content, around.tool_call_id, around.tool_name, around.token_count, around.model,
            around.payload, around.idempotency_key, around.embedding_model,
@@ -96,129 +273,95 @@ FROM (
 ) AS s
 ORDER BY s.place, s.step"""
 
-# What the query's words ask for; NULL when it has none but stop words. Once, not for each row.
-_WORDS: Final[LiteralString] = """words AS MATERIALIZED (
-    SELECT @text_query($2::text) AS query
-)"""
-
-
-def _search(statement: LiteralString) -> LiteralString:
-    return compose(
-        statement.replace("@filtered", _FILTERED)
-        .replace("@context_viewer", _CONTEXT_VIEWER)
-        .replace("@hit_viewers", _HIT_VIEWERS)
-        .replace("@words", _WORDS)
-        .replace("@result", _RESULT)
-    )
-
-
-# Exact: the distance to every embedding the context shows. The cast keeps the HNSW index out.
-SEARCH_CONTEXT_VECTOR: Final[LiteralString] = _search("""
--- pgcontext.search_context_vector
-WITH RECURSIVE @context_viewer,
-@lineage,
-near AS (
-    SELECT s.*
-    FROM lineage AS l
-    CROSS JOIN LATERAL (
-        SELECT @message_columns, m.embedding, m.embedding <=> $2::text::vector AS distance
-        FROM @messages AS m
-        WHERE @of_segment
-          AND m.embedding IS NOT NULL
-          AND m.embedding_model IS NOT DISTINCT FROM $10::text
-          AND @filtered
-          AND @visible
-        OFFSET 0
-    ) AS s
-    WHERE $9::double precision IS NULL OR s.distance <= $9
-    ORDER BY s.distance, s.version
-    LIMIT $3::integer
-),
-hit AS MATERIALIZED (
-    SELECT near.*, NULL::double precision AS text_score,
-           row_number() OVER (ORDER BY near.distance, near.version) AS place
-    FROM near
-),
-@result
-""")
-
-# Any of the words, best rank first.
-SEARCH_CONTEXT_TEXT: Final[LiteralString] = _search("""
--- pgcontext.search_context_text
-WITH RECURSIVE @words,
+_IN_CONTEXT: Final[LiteralString] = """
+-- pgcontext.search_context_@mode
+WITH RECURSIVE @parameters,
 @context_viewer,
 @lineage,
-matching AS (
-    SELECT s.*
-    FROM words
-    CROSS JOIN lineage AS l
-    CROSS JOIN LATERAL (
-        SELECT @message_columns, m.embedding, ts_rank(m.text_search, words.query) AS text_score
-        FROM @messages AS m
-        WHERE @of_segment
-          AND m.text_search @@ words.query
-          AND @filtered
-          AND @visible
-        OFFSET 0
-    ) AS s
-    WHERE $9::double precision IS NULL AND ($10::text IS NULL OR true)
-    ORDER BY s.text_score DESC, s.version DESC
-    LIMIT $3::integer
-),
-hit AS MATERIALIZED (
-    SELECT matching.*, NULL::double precision AS distance,
-           row_number() OVER (ORDER BY matching.text_score DESC, matching.version DESC) AS place
-    FROM matching
-),
+@pieces,
+@found,
+@candidate,
+@scored,
+@hit,
 @result
-""")
+"""
 
-# The HNSW index, asked for ten times as many as needed, then ordered by the exact distance.
-SEARCH_TENANT_VECTOR: Final[LiteralString] = _search("""
--- pgcontext.search_tenant_vector
-WITH RECURSIVE near AS (
-    SELECT @message_columns, m.embedding, m.embedding <=> $2::text::vector AS distance
-    FROM @nearest($1, $2::text::halfvec, $3::integer * 10, $10, $4, $5, $6, $7, $8) AS n
-    JOIN @messages AS m ON m.tenant_id = $1 AND m.id = n.id
-    WHERE $14::bigint IS NOT NULL
-),
-hit AS MATERIALIZED (
-    SELECT near.*, NULL::double precision AS text_score,
-           row_number() OVER (ORDER BY near.distance, near.created_at, near.version)
-               AS place
-    FROM near
-    WHERE $9::double precision IS NULL OR near.distance <= $9
-    ORDER BY near.distance, near.created_at, near.version
-    LIMIT $3::integer
-),
+_IN_TENANT: Final[LiteralString] = """
+-- pgcontext.search_tenant_@mode
+WITH RECURSIVE @parameters,
+@pieces,
+@found,
+@candidate,
+@scored,
+@hit,
 @hit_viewers,
 @lineage,
 @result
-""")
+"""
 
-SEARCH_TENANT_TEXT: Final[LiteralString] = _search("""
--- pgcontext.search_tenant_text
-WITH RECURSIVE @words,
-hit AS MATERIALIZED (
-    SELECT @message_columns, m.embedding, NULL::double precision AS distance,
-           ts_rank(m.text_search, words.query) AS text_score,
-           row_number() OVER (
-               ORDER BY ts_rank(m.text_search, words.query) DESC, m.id DESC
-           ) AS place
-    FROM words
-    CROSS JOIN @messages AS m
-    JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = m.context_id AND c.deleted_at IS NULL
-    WHERE m.tenant_id = $1
-      AND m.text_search @@ words.query
-      AND m.deleted_at IS NULL
-      AND ($7::jsonb IS NULL OR c.metadata @> $7)
-      AND $9::double precision IS NULL AND ($10::text IS NULL OR true)
-      AND $14::bigint IS NOT NULL
-      AND @filtered
-    ORDER BY text_score DESC, m.id DESC
-    LIMIT $3::integer
-),
-@hit_viewers,
-@lineage,
-@result
-""")
+
+# By mode: what is looked for, how many of the nearest, and which of two hits comes first.
+_PIECES: Final[dict[_Mode, LiteralString]] = {
+    "vector": "@near_piece",
+    "text": "@words,\n@pool_piece",
+    "hybrid": "@words,\n@near_piece,\n@pool_piece",
+}
+_NEAR_COUNT: Final[dict[_Mode, LiteralString]] = {
+    "vector": "$4::integer",
+    "text": "0",
+    "hybrid": "greatest(100, $4::integer)",
+}
+_BEST: Final[dict[_Mode, LiteralString]] = {
+    "vector": "scored.distance, scored.created_at, scored.version",
+    "text": "scored.score DESC, scored.created_at DESC, scored.version DESC",
+    "hybrid": "scored.score DESC, scored.created_at DESC, scored.version DESC",
+}
+
+
+def _search(
+    statement: LiteralString, mode: _Mode, *, near: LiteralString, pool: LiteralString
+) -> LiteralString:
+    """Put the pieces of a mode together, `near` and `pool` made in these ways."""
+    by_text = mode != "vector"
+    by_both = mode == "hybrid"
+    for mark, text in (
+        ("@mode", mode),
+        ("@pieces", _PIECES[mode]),
+        ("@near_piece", near),
+        ("@pool_piece", pool),
+        ("@near_count", _NEAR_COUNT[mode]),
+        ("@words", _WORDS),
+        ("@rank", _RANK),
+        ("@found", _FOUND[mode]),
+        ("@candidate", _CANDIDATE),
+        ("@distance", _DISTANCE if by_both else "found.distance"),
+        ("@text_columns", _TEXT_COLUMNS if by_text else ""),
+        ("@text_join", "CROSS JOIN words" if by_text else ""),
+        ("@scored", _SCORED[mode]),
+        ("@rated", _RATED),
+        ("@context_viewer", _CONTEXT_VIEWER),
+        ("@hit_viewers", _HIT_VIEWERS),
+        ("@hit", _HIT),
+        ("@best", _BEST[mode]),
+        ("@result", _RESULT),
+        ("@parameters", _PARAMETERS),
+        ("@filtered", _FILTERED),
+    ):
+        statement = statement.replace(mark, text)
+    return compose(statement)
+
+
+def _in_context(mode: _Mode) -> LiteralString:
+    return _search(_IN_CONTEXT, mode, near=_NEAR_IN_CONTEXT, pool=_POOL_IN_CONTEXT)
+
+
+def _in_tenant(mode: _Mode) -> LiteralString:
+    return _search(_IN_TENANT, mode, near=_NEAR_IN_TENANT, pool=_POOL_IN_TENANT)
+
+
+SEARCH_CONTEXT_VECTOR: Final[LiteralString] = _in_context("vector")
+SEARCH_CONTEXT_TEXT: Final[LiteralString] = _in_context("text")
+SEARCH_CONTEXT_HYBRID: Final[LiteralString] = _in_context("hybrid")
+SEARCH_TENANT_VECTOR: Final[LiteralString] = _in_tenant("vector")
+SEARCH_TENANT_TEXT: Final[LiteralString] = _in_tenant("text")
+SEARCH_TENANT_HYBRID: Final[LiteralString] = _in_tenant("hybrid")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, LiteralString, TypeAlias, cast, get_args
 
 from pgcontext import hits, inputs, limits, statements
 from pgcontext.errors import InvalidInputError
@@ -16,15 +16,19 @@ if TYPE_CHECKING:
 
     from pgcontext.models import Hit
 
+Mode: TypeAlias = Literal["auto", "vector", "text", "hybrid"]
+MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 # Thinning needs more to choose from.
 DIVERSITY_CANDIDATES: Final = 4
 
-_SEARCHES: Final[dict[tuple[bool, bool], LiteralString]] = {
-    # (within a context, by text)
-    (True, False): statements.SEARCH_CONTEXT_VECTOR,
-    (True, True): statements.SEARCH_CONTEXT_TEXT,
-    (False, False): statements.SEARCH_TENANT_VECTOR,
-    (False, True): statements.SEARCH_TENANT_TEXT,
+_SEARCHES: Final[dict[tuple[bool, bool, bool], LiteralString]] = {
+    # (within a context, by vector, by text)
+    (True, True, False): statements.SEARCH_CONTEXT_VECTOR,
+    (True, False, True): statements.SEARCH_CONTEXT_TEXT,
+    (True, True, True): statements.SEARCH_CONTEXT_HYBRID,
+    (False, True, False): statements.SEARCH_TENANT_VECTOR,
+    (False, False, True): statements.SEARCH_TENANT_TEXT,
+    (False, True, True): statements.SEARCH_TENANT_HYBRID,
 }
 
 
@@ -37,7 +41,7 @@ class SearchMethods(ContextMethods):
         *,
         context_id: UUID | str | None = None,
         limit: int = 10,
-        mode: Literal["auto", "vector", "text"] = "auto",
+        mode: Mode = "auto",
         roles: Iterable[str] | None = None,
         since: datetime | None = None,
         until: datetime | None = None,
@@ -55,7 +59,8 @@ class SearchMethods(ContextMethods):
             context_id: search exactly what `history` of this context shows, inherited messages
                 included; None searches the tenant's live messages.
             limit: hits at most, up to `SEARCH_HITS_MAX`.
-            mode: "vector" by meaning, "text" by words; "auto" takes what the query is.
+            mode: by "vector", by "text", or "hybrid", by both; "auto" is vector for an embedding, and
+                for words hybrid if the store has an embedder, else text.
             roles: only these roles.
             since: only messages stored at or after this moment.
             until: only messages stored before this moment.
@@ -76,7 +81,6 @@ class SearchMethods(ContextMethods):
             raise InvalidInputError(msg)
         scope = None if context_id is None else inputs.uuid(context_id, "context_id")
         thinning = _optional(diversity, "diversity", most=1)
-        nearness = _optional(max_distance, "max_distance", most=2)
         arguments = (
             limit if thinning is None else limit * DIVERSITY_CANDIDATES,
             inputs.roles(roles),
@@ -84,47 +88,49 @@ class SearchMethods(ContextMethods):
             inputs.moment(until, "until"),
             metadata_json(metadata),
             inputs.optional_text(model, "model", chars_max=limits.MODEL_CHARS_MAX),
-            nearness,
+            _optional(max_distance, "max_distance", most=2),
             self._embedding_model(),
             inputs.integer(neighbors, "neighbors", least=0, most=limits.SEARCH_NEIGHBORS_MAX),
             thinning is not None,
             scope,
             cap_of(at_version),
+            self._settings.exact_rows,
         )
-        by_text, text = await self._query(query, mode, nearness)
-        found, _ = await self._fetch(_SEARCHES[scope is not None, by_text], text, *arguments)
+        vector, words = await self._query(query, mode, by_distance=max_distance is not None)
+        statement = _SEARCHES[scope is not None, vector is not None, words is not None]
+        found, _ = await self._fetch(statement, vector, words, *arguments)
         if not found and scope is not None:
             # Nothing found in it, or no such context: that takes another look.
             await self.get(scope)
         return hits.assemble(found, self._tenant_id, limit=limit, diversity=thinning)
 
     async def _query(
-        self, query: str | Iterable[float], mode: str, max_distance: float | None
-    ) -> tuple[bool, str]:
-        """Return whether to search by text, and the query as its statement takes it."""
-        if not isinstance(cast("object", mode), str) or mode not in {"auto", "vector", "text"}:
-            msg = "mode must be one of: auto, vector, text."
+        self, query: str | Iterable[float], mode: str, *, by_distance: bool
+    ) -> tuple[str | None, str | None]:
+        """Return what to search by, as the statement takes it: an embedding, words, or both."""
+        if not isinstance(cast("object", mode), str) or mode not in MODES:
+            msg = f"mode must be one of: {', '.join(MODES)}."
             raise InvalidInputError(msg)
-        dimensions = self._settings.dimensions
         if not isinstance(query, str):
-            if mode == "text":
-                msg = "mode text needs a query of words, not an embedding."
+            if mode not in {"auto", "vector"}:
+                msg = f"mode {mode} needs a query of words, not an embedding."
                 raise InvalidInputError(msg)
-            return False, inputs.embedding(query, dimensions=dimensions, name="query")
+            dimensions = self._settings.dimensions
+            return inputs.embedding(query, dimensions=dimensions, name="query"), None
         words = inputs.text(query, "query", chars_max=limits.QUERY_CHARS_MAX)
         if not words.strip():
             msg = "query must not be empty."
             raise InvalidInputError(msg)
-        if mode != "vector":
-            if max_distance is not None:
+        if mode == "text" or (mode == "auto" and self._embedder is None):
+            if by_distance:
                 msg = "max_distance needs a search by vector."
                 raise InvalidInputError(msg)
-            return True, words
+            return None, words
         if self._embedder is None:
-            msg = "A search for words by vector needs a store with an embedder."
+            msg = f"A search for words by {mode} needs a store with an embedder."
             raise InvalidInputError(msg)
         [vector] = await self._embedded(self._embedder, [words])
-        return False, vector
+        return vector, None if mode == "vector" else words
 
 
 def _optional(value: float | None, name: str, *, most: float) -> float | None:

@@ -1,0 +1,281 @@
+"""Search a tenant exactly by signatures, and by the HNSW index where it holds many messages.
+
+The text of this file is frozen: it never follows later changes of `pgcontext.schema`. Appends wait
+while the index is built. Code written for the former schema can't search a tenant by vector on
+this one, nor this one's code on that.
+"""
+
+from alembic import op
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+SCAN = """
+CREATE FUNCTION {schema}.pgcontext_scan(
+    of_tenant uuid, query vector, candidates integer, of_embedding_model text,
+    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+DECLARE
+    sought bit({dimensions}) := binary_quantize(query)::bit({dimensions});
+BEGIN
+    IF of_metadata IS NULL THEN
+        RETURN QUERY
+        SELECT m.id
+        FROM {schema}.messages AS m
+        WHERE m.tenant_id = of_tenant
+          AND m.deleted_at IS NULL
+          AND m.embedding IS NOT NULL
+          AND m.role = ANY (coalesce(of_roles, '{user,assistant,system,tool,developer}'))
+          AND m.created_at >= coalesce(since, '-infinity')
+          AND m.created_at < coalesce(until, 'infinity')
+          AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+          AND (of_model IS NULL OR m.model = of_model)
+          AND m.context_id NOT IN (
+              SELECT c.id FROM {schema}.contexts AS c
+              WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
+          )
+        ORDER BY m.signature <~> sought
+        LIMIT candidates;
+    ELSE
+        RETURN QUERY
+        SELECT m.id
+        FROM {schema}.contexts AS c
+        CROSS JOIN LATERAL (
+            SELECT m.id, m.signature
+            FROM {schema}.messages AS m
+            WHERE m.tenant_id = of_tenant AND m.context_id = c.id
+              AND m.deleted_at IS NULL
+              AND m.embedding IS NOT NULL
+              AND (of_roles IS NULL OR m.role = ANY (of_roles))
+              AND (since IS NULL OR m.created_at >= since)
+              AND (until IS NULL OR m.created_at < until)
+              AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+              AND (of_model IS NULL OR m.model = of_model)
+            OFFSET 0
+        ) AS m
+        WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
+        ORDER BY m.signature <~> sought
+        LIMIT candidates;
+    END IF;
+END
+$function$"""
+
+GRAPH = """
+CREATE FUNCTION {schema}.pgcontext_graph(
+    of_tenant uuid, query vector, of_embedding_model text
+) RETURNS TABLE (id uuid)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+SET enable_sort = 'off'
+SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.ef_search = '1000'
+SET hnsw.max_scan_tuples = '100000'
+AS $function$
+DECLARE
+    sought halfvec({dimensions}) := query::halfvec({dimensions});
+BEGIN
+    RETURN QUERY
+    SELECT m.id
+    FROM {schema}.messages AS m
+    WHERE m.tenant_id = of_tenant
+      AND m.deleted_at IS NULL
+      AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+      AND NOT EXISTS (
+          SELECT FROM {schema}.contexts AS c
+          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NOT NULL
+      )
+    ORDER BY m.embedding::halfvec({dimensions}) <=> sought
+    LIMIT 2050;
+END
+$function$"""
+
+PREFERS_GRAPH = """
+CREATE FUNCTION {schema}.pgcontext_prefers_graph(of_tenant uuid, exact_rows integer)
+RETURNS boolean
+LANGUAGE plpgsql STABLE
+AS $function$
+DECLARE
+    embedded real := (
+        SELECT i.reltuples FROM pg_class AS i
+        WHERE i.oid = to_regclass('{schema}.messages_signature_idx')
+          AND to_regclass('{schema}.messages_embedding_idx') IS NOT NULL
+    );
+    share real;
+BEGIN
+    IF coalesce(embedded, 0) <= exact_rows THEN
+        RETURN false;
+    END IF;
+    SELECT (s.most_common_freqs)[
+        array_position(s.most_common_vals::text::uuid[], of_tenant)
+    ]
+    INTO share
+    FROM pg_stats AS s
+    JOIN pg_class AS t ON t.oid = to_regclass('{schema}.messages')
+    WHERE s.schemaname = t.relnamespace::regnamespace::text
+      AND s.tablename = t.relname AND s.attname = 'tenant_id';
+    RETURN coalesce(embedded * share * share > exact_rows, false);
+END
+$function$"""
+
+BEST = """
+CREATE FUNCTION {schema}.pgcontext_best(
+    of_tenant uuid, query vector, candidates uuid[], hits integer,
+    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
+)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+BEGIN
+    SELECT array_agg(b.id ORDER BY b.distance, b.id),
+           array_agg(b.distance ORDER BY b.distance, b.id),
+           max(b.place)
+    INTO ids, distances, furthest
+    FROM (
+        SELECT c.id, c.place, m.embedding <=> query AS distance
+        FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
+        JOIN {schema}.messages AS m ON m.tenant_id = of_tenant AND m.id = c.id
+        ORDER BY distance, c.id
+        LIMIT hits
+    ) AS b;
+END
+$function$"""
+
+NEAREST = """
+CREATE FUNCTION {schema}.pgcontext_nearest(
+    of_tenant uuid, query vector, hits integer, exact_rows integer, of_embedding_model text,
+    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid, distance double precision)
+LANGUAGE plpgsql STABLE
+AS $function$
+DECLARE
+    candidates uuid[];
+    best record;
+    depth integer := greatest(400, 8 * hits);
+    reach integer := 4 * 4 * depth;
+BEGIN
+    IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
+       AND {schema}.pgcontext_prefers_graph(of_tenant, exact_rows) THEN
+        candidates := ARRAY(
+            SELECT g.id
+            FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
+        );
+        best := {schema}.pgcontext_best(of_tenant, query, candidates, hits);
+        IF cardinality(candidates) = 2050 AND best.furthest <= 1000 THEN
+            RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+            RETURN;
+        END IF;
+    END IF;
+    LOOP
+        candidates := ARRAY(
+            SELECT s.id
+            FROM {schema}.pgcontext_scan(
+                of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
+                of_model
+            ) AS s
+        );
+        WHILE depth <= reach LOOP
+            best := {schema}.pgcontext_best(of_tenant, query, candidates[1:depth], hits);
+            IF best.furthest * 4 <= depth
+               OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
+                RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+                RETURN;
+            END IF;
+            depth := depth * 4;
+        END LOOP;
+        reach := 4 * depth;
+    END LOOP;
+END
+$function$"""
+
+FORMER_NEAREST = """
+CREATE FUNCTION {schema}.pgcontext_nearest(
+    of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
+    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid, distance double precision)
+LANGUAGE sql STABLE PARALLEL SAFE
+SET hnsw.iterative_scan = 'relaxed_order'
+SET hnsw.ef_search = '200'
+SET hnsw.max_scan_tuples = '200000'
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+    SELECT m.id, m.embedding::halfvec({dimensions}) <=> query AS distance
+    FROM {schema}.messages AS m
+    WHERE m.tenant_id = of_tenant
+      AND m.deleted_at IS NULL
+      AND m.embedding IS NOT NULL
+      AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+      AND (of_roles IS NULL OR m.role = ANY (of_roles))
+      AND (since IS NULL OR m.created_at >= since)
+      AND (until IS NULL OR m.created_at < until)
+      AND (of_model IS NULL OR m.model = of_model)
+      AND EXISTS (
+          SELECT FROM {schema}.contexts AS c
+          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
+            AND (of_metadata IS NULL OR c.metadata @> of_metadata)
+      )
+    ORDER BY m.embedding::halfvec({dimensions}) <=> query
+    LIMIT candidates
+$function$"""
+
+# The signatures move from the unique key to an index with everything that a search filters by.
+INDEX = """
+CREATE INDEX messages_signature_idx ON {schema}.messages (tenant_id, role, created_at)
+    INCLUDE (id, context_id, model, embedding_model, signature)
+    WHERE deleted_at IS NULL AND embedding IS NOT NULL
+"""
+VERSION_KEY = """
+ALTER TABLE {schema}.messages
+    DROP CONSTRAINT messages_version_key,
+    ADD CONSTRAINT messages_version_key UNIQUE (tenant_id, context_id, version)
+"""
+FORMER_VERSION_KEY = VERSION_KEY.rstrip() + " INCLUDE (signature)"
+
+# Without the library loaded, only a superuser may SET hnsw.* in a function.
+LOAD_LIBRARY = "SELECT '[1]'::vector"
+
+DROP_FORMER = """
+DROP FUNCTION {schema}.pgcontext_nearest(
+    uuid, halfvec, integer, text, text[], timestamptz, timestamptz, jsonb, text
+)
+"""
+DROP = """
+DROP FUNCTION {schema}.pgcontext_nearest(
+        uuid, vector, integer, integer, text, text[], timestamptz, timestamptz, jsonb, text
+    ),
+    {schema}.pgcontext_best(uuid, vector, uuid[], integer),
+    {schema}.pgcontext_prefers_graph(uuid, integer),
+    {schema}.pgcontext_graph(uuid, vector, text),
+    {schema}.pgcontext_scan(
+        uuid, vector, integer, text, text[], timestamptz, timestamptz, jsonb, text
+    )
+"""
+
+
+def execute(text: str) -> None:
+    """Run one statement with the configured schema and dimension in place."""
+    context = op.get_context()
+    schema = context.dialect.identifier_preparer.quote_schema(context.version_table_schema)
+    text = text.replace("{schema}", schema).replace("{dimensions}", str(context.opts["dimensions"]))
+    op.execute(text)
+
+
+def upgrade() -> None:
+    execute(LOAD_LIBRARY)
+    execute(DROP_FORMER)
+    execute(VERSION_KEY)
+    execute(INDEX)
+    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST):
+        execute(function)
+
+
+def downgrade() -> None:
+    execute(LOAD_LIBRARY)
+    execute(DROP)
+    execute("DROP INDEX {schema}.messages_signature_idx")
+    execute(FORMER_VERSION_KEY)
+    execute(FORMER_NEAREST)
