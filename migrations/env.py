@@ -11,13 +11,13 @@ from alembic import context
 from alembic.util import CommandError
 from sqlalchemy import Connection
 
-from pgcontext import limits
 from pgcontext.errors import ContextStoreError
 from pgcontext.migrate import comparison
 from pgcontext.migrate.connection import run
 from pgcontext.migrate.preflight import make_room, prepare, settled
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import build_metadata
+from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT
 from pgcontext.settings import Settings
 
 config = context.config
@@ -41,7 +41,7 @@ def configure(settings: Settings, connection: Connection | None = None) -> None:
         compare_type=True,
         compare_server_default=True,
         dimensions=settings.dimensions,
-        text_language=settings.text_language or limits.TEXT_LANGUAGE_DEFAULT,
+        text_language=settings.text_language or TEXT_LANGUAGE_DEFAULT,
     )
 
 

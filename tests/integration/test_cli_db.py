@@ -67,7 +67,7 @@ def test_status_before_and_after(empty_cli: Cli) -> None:
     after = empty_cli.json("db", "status")
     assert set(after) == {
         *("url", "state", "revision", "head", "pending", "schema", "dimensions"),
-        *("server_version", "pgvector_version"),
+        *("language", "server_version", "pgvector_version"),
     }
     assert (after["state"], after["revision"], after["dimensions"]) == ("current", HEAD, DIMENSIONS)
     shown = empty_cli.ok("db", "status").out
@@ -177,6 +177,32 @@ def test_drop_says_what_it_removed(cli: Cli, database_url: str) -> None:
     removed = cli.json("db", "drop", "--yes")["removed"]
     assert set(removed) == {*metadata.tables, *functions, "pgcontext_alembic_version"}
     assert cli.ok("db", "drop", "--yes").out == "There was nothing to remove.\n"
+
+
+def test_language_asks_says_and_goes_on(cli: Cli, database_url: str) -> None:
+    """It asks with both languages' names; a second time there is nothing left to do."""
+    execute(
+        database_url,
+        "INSERT INTO contexts (id) VALUES ('00000000-0000-0000-0000-000000000001')",
+        "INSERT INTO messages (id, context_id, version, role, content) VALUES (gen_random_uuid(), "
+        "'00000000-0000-0000-0000-000000000001', 1, 'user', 'kleine Kinder')",
+    )
+    declined = cli.process("db", "language", "german", stdin=b"n\n")
+    assert (declined.code, "in german instead of english?" in declined.err) == (1, True)
+    assert cli.json("db", "status")["language"] == "english"
+    unasked = cli("db", "language", "german", "--json")
+    assert (unasked.code, unasked.error["type"]) == (Exit.INVALID_INPUT, "Usage")
+    said = cli.ok("db", "language", "german", "--yes").out
+    assert said == "The database's language is german; 1 message got other words.\n"
+    assert cli.json("db", "language", "german", "--yes") == {
+        "before": "german",
+        "language": "german",
+        "changed": 0,
+    }
+    assert re.search("language +german", cli.ok("db", "status").out)
+    assert cli.ok("db", "check").code == 0
+    unknown = cli("db", "language", "klingon", "--yes")
+    assert (unknown.code, "it has: " in unknown.err) == (Exit.CONFIG, True)
 
 
 def test_push_makes_and_changes_a_database(empty_cli: Cli, empty_database_url: str) -> None:

@@ -122,6 +122,40 @@ def rollback(
 
 
 @app.command()
+def language(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Such as german, or simple.")],
+    *,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the texts to be in another language; again, it goes on where it was interrupted."""
+    out = Output(as_json=as_json)
+    with out.reported():
+        from pgcontext.cli.progress import bar
+        from pgcontext.cli.words import count
+        from pgcontext.migrate import change_language, plan_language
+
+        settings, url = _target()
+        plan = plan_language(name, settings=settings)
+    question = (
+        f"Make the words of {count(plan.messages, 'message')} in {url.masked()} anew, in {name} "
+        f"instead of {plan.before}?"
+    )
+    if plan.before == name:
+        question = f"Look through {count(plan.messages, 'message')} in {url.masked()} for the rest?"
+    _ask(out, question, yes=yes)
+    with out.reported(), bar(out, plan.messages, "making the words anew") as report:
+        changed = change_language(
+            name,
+            settings=settings,
+            report=lambda seen: report(seen, f"{seen:,} of {count(plan.messages, 'message')}"),
+        )
+    value = {"before": plan.before, "language": name, "changed": changed}
+    text = f"The database's language is {name}; {count(changed, 'message')} got other words."
+    out.emit(value, text=text)
+
+
+@app.command()
 def push(*, as_json: JsonOption = False) -> None:
     """Bring a development database on this machine to schema.py without a migration file."""
     out = Output(as_json=as_json)
@@ -220,6 +254,7 @@ def _status_table(url: DatabaseUrl, found: MigrationStatus) -> RenderableType:
     table.add_row("schema", found.schema)
     table.add_row("revision", Text(found.revision or "none").append(f"  {state}", style))
     table.add_row("dimensions", str(found.dimensions or "fixed by the first migration"))
+    table.add_row("language", found.language or "fixed by the first migration")
     table.add_row("PostgreSQL", found.server_version)
     table.add_row("pgvector", found.pgvector_version or "made by the first migration")
     return table

@@ -18,15 +18,19 @@ from pgcontext.migrate.commands import (
     status,
     upgrade,
 )
+from pgcontext.migrate.language import LanguagePlan, change_language, plan_language
 from pgcontext.migrate.scripts import migrations_folder, revisions
 
 __all__ = [
+    "LanguagePlan",
     "MigrationStatus",
+    "change_language",
     "check",
     "downgrade",
     "drop",
     "generate",
     "migrations_folder",
+    "plan_language",
     "push",
     "revisions",
     "status",

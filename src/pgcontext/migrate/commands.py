@@ -57,6 +57,7 @@ class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
         pending: the revisions to apply, oldest first.
         schema: the schema of the tables.
         dimensions: the length of the embeddings in the database; None before the first migration.
+        language: what text search takes texts to be in; None before the first migration.
         server_version: of PostgreSQL, as it says it.
         pgvector_version: of the extension in this database; None where it is not created.
     """
@@ -67,6 +68,7 @@ class MigrationStatus(msgspec.Struct, frozen=True, kw_only=True):
     pending: tuple[str, ...]
     schema: str
     dimensions: int | None
+    language: str | None
     server_version: str
     pgvector_version: str | None
 
@@ -156,6 +158,7 @@ def status(url: str | None = None, *, settings: Settings | None = None) -> Migra
         pending=pending,
         schema=settings.schema,
         dimensions=server.dimensions,
+        language=server.language,
         server_version=server.version,
         pgvector_version=server.pgvector,
     )

@@ -14,6 +14,7 @@ from pgcontext import limits
 from pgcontext.errors import ConfigError, SchemaMismatchError
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import metadata
+from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -220,7 +221,7 @@ def refuse_database(server: Server, settings: Settings) -> None:
 
 def settled(settings: Settings, server: Server) -> Settings:
     """Return the settings with the language: the one named, the database's, or the default."""
-    language = settings.text_language or server.language or limits.TEXT_LANGUAGE_DEFAULT
+    language = settings.text_language or server.language or TEXT_LANGUAGE_DEFAULT
     return msgspec.structs.replace(settings, text_language=language)
 
 
