@@ -31,7 +31,7 @@ ARCHITECTURES: Final = {"arm64": "aarch64", "x86_64": "x86_64"}
 # all of the wheels are made.
 GLIBCS: Final = ("2_17", "2_28", "2_34")
 
-REQUEST_PACKAGES: Final = ("asyncpg", "msgspec", "starlette")
+REQUEST_PACKAGES: Final = ("asyncpg", "httpx", "msgspec", "starlette")
 # tiktoken asks for requests, to download vocabularies; these come with the package.
 ALONE_PACKAGES: Final = ("tiktoken", "regex")
 HANDLERS: Final = {"request": ("aws_lambda.py", "embed.py", "purge.py"), "migrate": ("migrate.py",)}
@@ -94,7 +94,8 @@ def requirements(name: str) -> tuple[list[str], list[str]]:
     if name == "migrate":
         return project["dependencies"], []
     asked = project["dependencies"] + project["optional-dependencies"]["lambda"]
-    asked += project["optional-dependencies"]["http"]
+    for extra in ("embeddings", "http"):
+        asked += project["optional-dependencies"][extra]
     by_name = {re.split(r"[^A-Za-z0-9_.-]", each)[0].lower(): each for each in asked}
     return (
         [by_name[package] for package in REQUEST_PACKAGES],

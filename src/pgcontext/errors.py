@@ -210,8 +210,8 @@ _REFUSALS: Final = {
     # data_exception: pgvector compared unequal lengths
     "22000": _Refusal(
         DimensionMismatchError,
-        "The database's embeddings have other dimensions than PGCONTEXT_DIMENSIONS says; "
-        "pgcontext db status tells them.",
+        "The database's embeddings have other dimensions than PGCONTEXT_DIMENSIONS says: set it to "
+        "those that pgcontext db status shows, or change them with: pgcontext db dimensions N",
     ),
     "28000": _CREDENTIALS,  # invalid_authorization_specification
     "28P01": _CREDENTIALS,  # invalid_password

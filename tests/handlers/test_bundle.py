@@ -33,7 +33,6 @@ ARCHITECTURE: Final = "arm64" if platform.machine() == "aarch64" else "x86_64"
 ZIPPED_BYTES_MAX: Final = 12 * 1024 * 1024
 UNWANTED: Final = {
     "alembic",
-    "certifi",
     "greenlet",
     "mako",
     "numpy",

@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 HEAD: Final = limits.SCHEMA_REVISION
 ELSEWHERE: Final = "postgresql://me:secret@db.example.com/app"
 POOLER: Final = "postgresql://me:secret@db.example.com:6432/app"
-COMMANDS: Final = ("check", "drop", "generate", "migrate", "push", "rollback", "seed", "status")
+COMMANDS: Final = (
+    *("check", "dimensions", "drop", "generate", "language", "migrate", "push", "rollback"),
+    *("seed", "status"),
+)
+# The arguments that a command can't do without.
+NEEDED: Final = {"dimensions": ("3",), "language": ("german",)}
 
 
 @pytest.fixture
@@ -240,11 +245,11 @@ def test_another_machine_is_left_alone(cli: Cli, command: tuple[str, ...]) -> No
     assert "secret" not in refused.err
 
 
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {"seed", "generate"}])
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in {"generate", "seed"}])
 def test_a_transaction_pooler_is_refused(cli: Cli, command: str) -> None:
     """Each says which variable to set, and each has --json for it."""
     cli.patch.setenv("DATABASE_URL", POOLER)
-    refused = cli("db", command, "--json")
+    refused = cli("db", command, *NEEDED.get(command, ()), "--json")
     assert (refused.code, refused.error["type"]) == (Exit.CONFIG, "ConfigError")
     assert "set DATABASE_URL_UNPOOLED" in refused.error["detail"]
 

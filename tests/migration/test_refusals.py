@@ -273,7 +273,7 @@ def test_another_dimension_than_the_first_migrations(database_url: str) -> None:
     """It is fixed in the columns, so another setting is refused with the one to use."""
     settings = settings_of(database_url, dimensions=1536)
     for work in (migrate.upgrade, migrate.check, migrate.push):
-        with pytest.raises(ConfigError, match="so set PGCONTEXT_DIMENSIONS=8"):
+        with pytest.raises(ConfigError, match="set PGCONTEXT_DIMENSIONS=8"):
             work(settings=settings)
     assert migrate.status(settings=settings).dimensions == 8
 

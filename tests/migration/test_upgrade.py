@@ -326,7 +326,7 @@ def test_alembics_own_command_sees_a_change_and_explains_refusals(database_url: 
     assert (found.returncode, "add_column" in found.stderr) == (255, True)
     refused = alembic(database_url, "check", PGCONTEXT_DIMENSIONS="3")
     assert refused.returncode == 255
-    assert "so set PGCONTEXT_DIMENSIONS=8" in refused.stderr
+    assert "set PGCONTEXT_DIMENSIONS=8" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 

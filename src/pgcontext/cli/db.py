@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
@@ -14,9 +15,11 @@ from pgcontext.settings import Settings
 from pgcontext.url import parse
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterator
+
     from rich.console import RenderableType
 
-    from pgcontext.migrate import MigrationStatus
+    from pgcontext.migrate import DimensionsPlan, MigrationStatus
     from pgcontext.url import DatabaseUrl
 
 app: Final = typer.Typer(
@@ -122,6 +125,35 @@ def rollback(
 
 
 @app.command()
+def dimensions(
+    length: Annotated[int, typer.Argument(metavar="N", help="How many numbers an embedding has.")],
+    *,
+    yes: YesOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Give embeddings another length. Those that are there are lost, and to be made anew."""
+    out = Output(as_json=as_json)
+    with out.reported():
+        from pgcontext.migrate import change_dimensions, plan_dimensions
+
+        settings, url = _target()
+        plan = plan_dimensions(length, settings=settings)
+    if plan.before == length and not plan.indexes:
+        out.emit(plan, text=f"The database's embeddings have {length:,} dimensions already.")
+        return
+    for line in _consequences(plan):
+        out.note(line)
+    _ask(out, f"Change {url.masked()}?", yes=yes)
+    with out.reported(), _steps(out) as report:
+        change_dimensions(length, settings=settings, report=report)
+    text = (
+        f"The database's embeddings have {length:,} dimensions. Set PGCONTEXT_DIMENSIONS={length} "
+        "wherever pgcontext runs, then run: pgcontext embed"
+    )
+    out.emit(plan, text=text)
+
+
+@app.command()
 def language(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Such as german, or simple.")],
     *,
@@ -208,6 +240,49 @@ def seed(*, not_local: NotLocalOption = False, as_json: JsonOption = False) -> N
         f"see: pgcontext tree, and the same with --tenant {planted.tenants[1]}"
     )
     out.emit(planted, text=text)
+
+
+def _consequences(plan: DimensionsPlan) -> Iterator[str]:
+    """Say beforehand what a change of the dimensions does."""
+    if plan.before == plan.after:
+        yield (
+            f"The embeddings have {plan.after:,} dimensions already; what is yet to be built: "
+            f"{', '.join(plan.indexes)}."
+        )
+        return
+    yield (
+        f"From {plan.before:,} to {plan.after:,} dimensions: the {plan.messages:,} messages "
+        f"({plan.table_bytes / 1024**2:,.0f} MB with vectors and indexes) are rewritten, and "
+        "nobody reads or writes them meanwhile; then their text index is built, and search by "
+        "words is slow until it is there."
+    )
+    yield (
+        f"{plan.embedded:,} embeddings are lost, and made anew by 'pgcontext embed'; until then "
+        "those messages are found by words only."
+    )
+    if plan.lost:
+        yield (
+            f"{plan.lost:,} embeddings are lost for good: they were given with messages that have "
+            "no text."
+        )
+
+
+@contextmanager
+def _steps(out: Output) -> Generator[Callable[[str, float | None], None]]:
+    """Show what is being done, and for how long, on a terminal; else say it line by line."""
+    from pgcontext.cli.progress import bar
+
+    with bar(out, None, "looking") as report:
+        last = ""
+
+        def follow(step: str, part: float | None) -> None:
+            nonlocal last
+            if step != last and not out.stderr.is_terminal:
+                out.note(f"{step} ...")
+            last = step
+            report(100 * (part or 0), step, total=None if part is None else 100)
+
+        yield follow
 
 
 def _target() -> tuple[Settings, DatabaseUrl]:

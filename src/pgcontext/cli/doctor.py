@@ -265,7 +265,8 @@ def check_dimensions(server: Server, settings: Settings) -> Check:
             "failed",
             f"the database has {server.dimensions:,} dimensions, the settings say "
             f"{settings.dimensions:,}",
-            f"set PGCONTEXT_DIMENSIONS={server.dimensions}",
+            f"set PGCONTEXT_DIMENSIONS={server.dimensions}, or change the database: pgcontext db "
+            f"dimensions {settings.dimensions}",
         )
     return Check("embeddings", "ok", f"{server.dimensions:,} dimensions")
 

@@ -18,18 +18,22 @@ from pgcontext.migrate.commands import (
     status,
     upgrade,
 )
+from pgcontext.migrate.dimensions import DimensionsPlan, change_dimensions, plan_dimensions
 from pgcontext.migrate.language import LanguagePlan, change_language, plan_language
 from pgcontext.migrate.scripts import migrations_folder, revisions
 
 __all__ = [
+    "DimensionsPlan",
     "LanguagePlan",
     "MigrationStatus",
+    "change_dimensions",
     "change_language",
     "check",
     "downgrade",
     "drop",
     "generate",
     "migrations_folder",
+    "plan_dimensions",
     "plan_language",
     "push",
     "revisions",

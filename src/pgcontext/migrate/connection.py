@@ -7,6 +7,7 @@ import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import asyncpg
@@ -39,6 +40,8 @@ logger: Final = logging.getLogger("pgcontext.migrate")
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
+WATCH_SECONDS: Final = 0.5
+ALONE: Final = "hashtextextended('pgcontext indexes', 0)"
 
 
 class _Refusal(NamedTuple):
@@ -118,23 +121,95 @@ def _is_loop_running() -> bool:
     return True
 
 
+def run_alone(
+    statements: list[str],
+    settings: Settings,
+    *,
+    watch: Callable[[float], None] = lambda _part: None,
+) -> None:
+    """Run statements over the direct URL one by one, each its own transaction or beyond one.
+
+    For what PostgreSQL does beside the traffic (`CONCURRENTLY`). Only one at a time may do so; the
+    turn of a migration can't be taken for it, since who waits for that would be waited for.
+
+    Args:
+        statements: what to run.
+        settings: of the database.
+        watch: told now and then which part of an index's table has been read, 0 to 1.
+
+    Raises:
+        ContextStoreError: whatever went wrong, in one sentence.
+    """
+    _run_to_end(_alone(statements, direct_url(settings), settings, watch))
+
+
+async def _alone(
+    statements: list[str], url: DatabaseUrl, settings: Settings, watch: Callable[[float], None]
+) -> None:
+    connection = await _connect(url, settings)
+    watching = asyncio.create_task(_watch(connection.get_server_pid(), url, settings, watch))
+    try:
+        await connection.execute("SET statement_timeout = 0")
+        if not await connection.fetchval(f"SELECT pg_try_advisory_lock({ALONE})"):
+            raise UnavailableError(
+                "Another run of this builds the indexes at this moment; look again later."
+            )
+        for statement in statements:
+            await connection.execute(statement)
+        # The session's end would give it back too, but a moment after this returns.
+        await connection.execute(f"SELECT pg_advisory_unlock({ALONE})")
+    except ContextStoreError:
+        raise
+    except asyncpg.PostgresError as error:
+        # Without its cause: the server's DETAIL may quote rows.
+        raise translate(error) from None
+    except (asyncpg.InterfaceError, OSError) as error:
+        raise UnavailableError(
+            "The connection to the database was lost; run this again."
+        ) from error
+    finally:
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        # Not closed in peace: what is interrupted has to end there, too.
+        connection.terminate()
+
+
+async def _watch(
+    process: int, url: DatabaseUrl, settings: Settings, watch: Callable[[float], None]
+) -> None:
+    """Ask the server how far another session is with its index, until cancelled."""
+    connection = await _connect(url, settings)
+    try:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            part = await connection.fetchval(
+                "SELECT blocks_done / greatest(blocks_total, 1)::float8"
+                " FROM pg_stat_progress_create_index WHERE pid = $1",
+                process,
+            )
+            watch(part or 0.0)
+    finally:
+        connection.terminate()
+
+
+async def _connect(url: DatabaseUrl, settings: Settings) -> asyncpg.Connection[asyncpg.Record]:
+    try:
+        return await asyncpg.connect(
+            **url.connect_kwargs(),
+            ssl=tls_context(url),
+            timeout=url.connect_seconds or settings.connect_seconds,
+            statement_cache_size=0,
+        )
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
+        raise translate(error) from error
+
+
 async def _transact(
     work: Callable[[Connection], T], url: DatabaseUrl, settings: Settings, *, keep: bool
 ) -> T:
-    async def connect() -> asyncpg.Connection[asyncpg.Record]:
-        try:
-            return await asyncpg.connect(
-                **url.connect_kwargs(),
-                ssl=tls_context(url),
-                timeout=url.connect_seconds or settings.connect_seconds,
-                statement_cache_size=0,
-            )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as error:
-            raise translate(error) from error
-
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        async_creator=connect,
+        async_creator=partial(_connect, url, settings),
         poolclass=NullPool,
         # After waiting for another migration, what it did must be seen.
         isolation_level="READ COMMITTED",

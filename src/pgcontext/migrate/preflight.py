@@ -207,8 +207,9 @@ def refuse_database(server: Server, settings: Settings) -> None:
     if server.dimensions not in {None, settings.dimensions}:
         raise ConfigError(
             f"The database holds embeddings of {server.dimensions} dimensions, and "
-            f"PGCONTEXT_DIMENSIONS says {settings.dimensions}: it is fixed by the first migration, "
-            f"so set PGCONTEXT_DIMENSIONS={server.dimensions}."
+            f"PGCONTEXT_DIMENSIONS says {settings.dimensions}: set PGCONTEXT_DIMENSIONS="
+            f"{server.dimensions}, or change the database with: pgcontext db dimensions "
+            f"{settings.dimensions}"
         )
     if server.language is not None and settings.text_language not in {None, server.language}:
         raise ConfigError(
