@@ -1,0 +1,90 @@
+"""How words are ranked, and how both halves of a hybrid search become one score."""
+
+from collections.abc import Iterable
+from uuid import UUID
+
+import pytest
+
+from pgcontext import ContextStore, Hit
+from tests.support.chats import user
+from tests.support.embedders import with_embedder
+
+
+async def talk(store: ContextStore, contents: Iterable[str]) -> UUID:
+    """Make a context of these messages and return its id."""
+    context = await store.create()
+    await store.append(context.id, [user(content) for content in contents])
+    return context.id
+
+
+def found(hits: list[Hit]) -> list[str | None]:
+    """Say what the hits say, best first."""
+    return [hit.message.content for hit in hits]
+
+
+async def test_a_rare_word_outweighs_two_common_ones(store: ContextStore) -> None:
+    """What few messages say tells more than what nearly all of them say."""
+    common = [f"Caroline went out on day {day}" for day in range(20)]
+    context_id = await talk(store, [*common, "The pottery was closed"])
+    for scope in (context_id, None):
+        hits = await store.search("Where did Caroline go for pottery", context_id=scope)
+        assert hits[0].message.content == "The pottery was closed"
+
+
+async def test_a_long_prompt_stored_often_does_not_crowd_out_an_answer(
+    store: ContextStore,
+) -> None:
+    """A text that mentions everything matches every query, and is behind a short one that does."""
+    prompt = " ".join(f"topic{number} policy refund booking passenger" for number in range(150))
+    for _ in range(12):
+        await talk(store, [prompt])
+    await talk(store, ["A refund of the booking was refused"])
+    hits = await store.search("refund for my booking", mode="text")
+    assert len(hits) == 10
+    assert hits[0].message.content == "A refund of the booking was refused"
+
+
+async def test_the_text_score_is_a_share_of_what_was_asked(store: ContextStore) -> None:
+    """Between 0 and 1, higher for more of the words, whatever else the query finds."""
+    context_id = await talk(store, ["red apples", "green pears", "red apples, green pears"])
+    hits = await store.search("red apples and green pears", context_id=context_id)
+    scores = {hit.message.content: hit.text_score or 0 for hit in hits}
+    assert all(0 < score < 1 for score in scores.values())
+    assert scores["red apples"] == pytest.approx(scores["green pears"])
+    assert scores["red apples, green pears"] == pytest.approx(2 * scores["red apples"], rel=0.05)
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
+async def test_a_hybrid_score_is_made_of_both_as_decided(
+    store: ContextStore, *, within: bool
+) -> None:
+    """0.7 of the text score and 0.3 of how near it is between the nearest and the farthest."""
+    store = with_embedder(store)
+    contents = [
+        f"message {number} about {'apples' if number % 3 else 'pears'}" for number in range(30)
+    ]
+    context_id = await talk(store, contents)
+    scope = context_id if within else None
+    hits = await store.search("apples", context_id=scope, limit=30, mode="hybrid")
+    assert len(hits) == 30
+    distances = [hit.distance for hit in hits if hit.distance is not None]
+    assert len(distances) == 30
+    near, far = min(distances), max(distances)
+    for hit in hits:
+        assert hit.distance is not None
+        nearness = (far - hit.distance) / (far - near)
+        assert hit.score == pytest.approx(0.7 * (hit.text_score or 0) + 0.3 * nearness)
+    assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
+    assert 0 <= hits[-1].score <= hits[0].score <= 1
+
+
+async def test_a_message_without_an_embedding_is_found_by_its_words(store: ContextStore) -> None:
+    """What waits for its embedding takes part by the text half of the score alone."""
+    await talk(store, ["the kestrel was found"])
+    hybrid = with_embedder(store)
+    await talk(hybrid, ["a falcon was seen", "rain all day"])
+    hits = await hybrid.search("kestrel", mode="hybrid")
+    waiting = next(hit for hit in hits if hit.message.content == "the kestrel was found")
+    assert waiting.found_by == ("text",)
+    assert waiting.distance is None
+    assert waiting.score == pytest.approx(0.7 * (waiting.text_score or 0))
