@@ -105,17 +105,13 @@ class Run:
             self._url, [self._space, Hard()], scale.recall_rows, scale.recall_queries
         )
         self._add(recall.compare(cells))
-        if self._draws():
-            plots.recall(cells)
-        return recall.table(cells)
+        return recall.table(cells) + (plots.recall(cells) if self._draws() else "")
 
     async def _sizes(self) -> str:
         corpus = Sized(self._space, self._scale.sizes, f"tenants_{sum(self._scale.sizes)}")
         beside = latency.Beside(self._url, corpus, self._scale.rounds)
         await self._add_from(beside.run())
-        if self._draws():
-            plots.sizes(beside.tried)
-        return beside.table()
+        return beside.table() + (plots.sizes(beside.tried) if self._draws() else "")
 
     async def _growth(self) -> str:
         scale = self._scale
@@ -135,9 +131,7 @@ class Run:
         peers.install()
         asked = await peers.measure(self._url, self._space, self._scale.peers)
         self._add(peers.compare(asked))
-        if self._draws():
-            plots.peers(asked)
-        return peers.table(asked)
+        return peers.table(asked) + (plots.peers(asked) if self._draws() else "")
 
     async def _appends(self) -> str:
         corpus = growth.alone(self._space, self._scale.large)

@@ -296,7 +296,7 @@ async def _set(url: str, database: str, settings: dict[str, str]) -> None:
         await admin.execute("SELECT '[1]'::vector")  # makes hnsw.* known
         await admin.execute("ALTER DATABASE @ RESET ALL".replace("@", database))
         for name, value in settings.items():
-            text = "ALTER DATABASE @database SET @name = @value"
+            text = "ALTER DATABASE @database SET @name = '@value'"
             text = text.replace("@database", database).replace("@name", name)
             await admin.execute(text.replace("@value", value))
     finally:

@@ -1,4 +1,4 @@
-"""Pictures of the results, for docs/images."""
+"""Pictures of the results in docs/images; each function returns what shows its picture on a page."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from benchmarks.search.peers import MANNERS, OURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from matplotlib.axes import Axes
 
     from benchmarks.search.latency import Tried
     from benchmarks.search.peers import Asked
@@ -31,7 +29,7 @@ def available() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def recall(cells: Sequence[Cell]) -> None:
+def recall(cells: Sequence[Cell]) -> str:
     """Draw the recall of the worst filter at each selectivity."""
     figure, panels = _panels(2, "search: recall@10 by what a filter lets through, worst filter")
     for panel, on_topic in zip(panels, (True, False), strict=True):
@@ -55,7 +53,7 @@ def recall(cells: Sequence[Cell]) -> None:
         panel.set_xlabel("share of the rows that pass the filter")
     panels[0].set_ylabel("recall@10")
     panels[0].legend(fontsize=8)
-    _save(figure, "search-recall.png")
+    return _saved(figure, "search-recall.png", "Recall of the worst filter at each selectivity")
 
 
 def _lines(cells: Sequence[Cell]) -> list[tuple[str, bool, str]]:
@@ -67,38 +65,31 @@ def _lines(cells: Sequence[Cell]) -> list[tuple[str, bool, str]]:
     ]
 
 
-def peers(asked: Sequence[Asked]) -> None:
-    """Draw recall against time for each store, as documented, in the largest table."""
+def peers(asked: Sequence[Asked]) -> str:
+    """Draw what each store finds in the largest table, as documented, and how long it takes."""
     largest = max(one.rows for one in asked)
     shown = [one for one in asked if one.rows == largest and one.manner == MANNERS[0].name]
-    figure, panels = _panels(2, f"one tenant of {largest:,} messages: what is found, and how fast")
+    title = f"stores as documented, {largest:,} messages: what is found, and how fast"
+    figure, (found, took) = _panels(2, title, rows=2)
     stores = list(dict.fromkeys(one.store for one in shown))
-    for panel, on_topic in zip(panels, (True, False), strict=True):
+    for above, below, on_topic in zip(found, took, (True, False), strict=True):
         for store, colour in zip(stores, (BLUE, ORANGE, GREEN, RED), strict=False):
             points = [one for one in shown if (one.store, one.on_topic) == (store, on_topic)]
-            label = "pgcontext" if store == OURS else store
-            panel.scatter(
-                [one.milliseconds for one in points],
-                [one.recall for one in points],
-                color=colour,
-                label=label,
-                marker="o" if store == OURS else "s",
-            )
-            for one in points:
-                at = (one.milliseconds, one.recall)
-                panel.annotate(
-                    one.share, at, fontsize=7, xytext=(4, -9), textcoords="offset points"
-                )
-        panel.set_xscale("log")
-        panel.set_title("on topic" if on_topic else "off topic", fontsize=10)
-        panel.set_ylim(-0.08, 1.05)
-        panel.set_xlabel("p50, ms")
-    panels[0].set_ylabel("recall@10")
-    panels[0].legend(fontsize=8, loc="lower right")
-    _save(figure, "search-peers.png")
+            shares = [one.share for one in points]
+            style = {"color": colour, "marker": "o" if store == OURS else "s", "label": store}
+            above.plot(shares, [one.recall for one in points], **style)
+            below.plot(shares, [one.milliseconds for one in points], **style)
+        above.set_title("on topic" if on_topic else "off topic", fontsize=10)
+        above.set_ylim(-0.05, 1.05)
+        below.set_yscale("log")
+        below.set_xlabel("what is searched")
+    found[0].set_ylabel("recall@10")
+    took[0].set_ylabel("p50, ms")
+    took[0].legend(fontsize=8)
+    return _saved(figure, "search-peers.png", "Recall and time of four stores by what is searched")
 
 
-def sizes(tried: Sequence[Tried]) -> None:
+def sizes(tried: Sequence[Tried]) -> str:
     """Draw the time of a search as tenants get larger, beside the best by hand."""
     figure, panels = _panels(2, "search beside the fastest written by hand that finds as much")
     for panel, on_topic in zip(panels, (True, False), strict=True):
@@ -120,7 +111,11 @@ def sizes(tried: Sequence[Tried]) -> None:
         panel.set_xlabel("messages of the tenant")
     panels[0].set_ylabel("p50, ms")
     panels[0].legend(fontsize=8)
-    _save(figure, "search-sizes.png")
+    return _saved(
+        figure,
+        "search-sizes.png",
+        "Time of a search by the size of the tenant, beside statements by hand",
+    )
 
 
 def _equal(tried: Sequence[Tried], family: str, size: int, recall_: float) -> list[float]:
@@ -131,19 +126,20 @@ def _equal(tried: Sequence[Tried], family: str, size: int, recall_: float) -> li
     ]
 
 
-def _panels(count: int, title: str) -> tuple[Any, Sequence[Axes]]:
+def _panels(count: int, title: str, *, rows: int = 1) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    panels = figure.subplots(1, count, sharey=True)
+    figure = Figure(figsize=(9, 0.8 + 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, count, sharey="row")
     figure.suptitle(title, fontsize=11)
-    for panel in panels:
+    for panel in panels.flat:
         panel.grid(visible=True, color="#e4e4e4", linewidth=0.6)
         for side in ("top", "right"):
             panel.spines[side].set_visible(False)
     return figure, panels
 
 
-def _save(figure: Any, name: str) -> None:  # noqa: ANN401 (matplotlib is not installed everywhere)
+def _saved(figure: Any, name: str, meaning: str) -> str:  # noqa: ANN401 (of matplotlib)
     IMAGES.mkdir(exist_ok=True)
     figure.savefig(IMAGES / name, dpi=110)
+    return f"\n![{meaning}]({IMAGES.name}/{name})\n"
