@@ -19,7 +19,9 @@ import msgspec
 import pytest
 
 from pgcontext import ContextStore, limits, statements
+from pgcontext.moving import Moving
 from tests.conftest import VERSION
+from tests.support.embedders import owe_and_embed, with_embedder
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -95,6 +97,14 @@ HELLO: Final = {"role": "user", "content": "hello", "token_count": 1}
 VECTOR: Final = [1.0, 2.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]
 
 
+async def _move(store: Store) -> None:
+    moving = Moving.of(with_embedder(store))
+    await moving.run()
+    await moving._fetch(
+        statements.EMBED_REPLACE, json.dumps([{"id": str(PLAIN), "embedding": "[]"}]), "m"
+    )
+
+
 async def _second_page(store: Store) -> None:
     await store.list(cursor=(await store.list()).next_cursor)
 
@@ -146,6 +156,8 @@ CALLS: Final[dict[str, Callable[[Store], Awaitable[object]]]] = {
     "delete and restore": _delete_and_restore,
     "erase": lambda store: store.erase(MIDDLE, [2]),
     "purge": lambda store: store.purge(older_than=timedelta(days=300)),
+    "embed what is owed": lambda store: owe_and_embed(store, PLAIN),
+    "move embeddings": _move,
 }
 # What functions do all day.
 HOT: Final = ("append", "get", "history", "history after", "window", "fork")

@@ -38,6 +38,7 @@ from tests.support.postgres import migrate as migrated_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
+    from pathlib import Path
 
 OTHER: Final = 12
 TEXT_INDEXES: Final = (
@@ -409,3 +410,17 @@ def test_the_command_refuses_a_transaction_pooler(cli: Cli) -> None:
     refused = cli("db", "dimensions", OTHER, "--yes", "--json")
     assert (refused.code, refused.error["type"]) == (Exit.CONFIG, "ConfigError")
     assert "set DATABASE_URL_UNPOOLED" in refused.error["detail"]
+
+
+def test_the_embedded_postgresql_is_changed_too(cli: Cli, tmp_path: Path) -> None:
+    """Also when the settings already say the new length, as the refusal had told."""
+    cli.patch.delenv("DATABASE_URL")
+    cli.patch.setenv("PGCONTEXT_DATA_DIR", str(tmp_path / "data"))
+    assert cli.process("db", "status", "--json").value["dimensions"] == DIMENSIONS
+    cli.patch.setenv("PGCONTEXT_DIMENSIONS", str(OTHER))
+    refused = cli.process("list")
+    assert refused.code == Exit.CONFIG
+    assert f"pgcontext db dimensions {OTHER}" in refused.err
+    assert cli.process("db", "dimensions", OTHER, "--yes").code == 0
+    assert cli.process("db", "status", "--json").value["dimensions"] == OTHER
+    assert cli.process("list").code == 0

@@ -136,7 +136,7 @@ def dimensions(
     with out.reported():
         from pgcontext.migrate import change_dimensions, plan_dimensions
 
-        settings, url = _target()
+        settings, url = _target(migrated=False)  # which is refused where the lengths differ
         plan = plan_dimensions(length, settings=settings)
     if plan.before == length and not plan.indexes:
         out.emit(plan, text=f"The database's embeddings have {length:,} dimensions already.")
@@ -285,8 +285,11 @@ def _steps(out: Output) -> Generator[Callable[[str, float | None], None]]:
         yield follow
 
 
-def _target() -> tuple[Settings, DatabaseUrl]:
+def _target(*, migrated: bool = True) -> tuple[Settings, DatabaseUrl]:
     """Return the settings with the direct URL: the environment's, else the embedded PostgreSQL's.
+
+    Args:
+        migrated: bring the embedded one to this version's schema first.
 
     Raises:
         ConfigError: what the environment names is a transaction pooler.
@@ -296,7 +299,7 @@ def _target() -> tuple[Settings, DatabaseUrl]:
     if url is None:
         from pgcontext import embedded
 
-        url = parse(embedded.start_sync())
+        url = parse(embedded.start_sync(migrated=migrated))
         settings = msgspec.structs.replace(settings, unpooled_url=url)
     return settings, url
 

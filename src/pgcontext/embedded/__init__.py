@@ -47,8 +47,10 @@ async def start(data_dir: Path | None = None, *, dimensions: int | None = None) 
     return await asyncio.to_thread(start_sync, data_dir, dimensions=dimensions)
 
 
-def start_sync(data_dir: Path | None = None, *, dimensions: int | None = None) -> str:
-    """Do what `start` does, in this thread."""
+def start_sync(
+    data_dir: Path | None = None, *, dimensions: int | None = None, migrated: bool = True
+) -> str:
+    """Do what `start` does, in this thread; without migrating, if told."""
     settings = _settings()
     directory = _directory(data_dir, settings)
     with _guard:
@@ -57,7 +59,8 @@ def start_sync(data_dir: Path | None = None, *, dimensions: int | None = None) -
             with cluster.exclusive():
                 cluster.ensure_running()
                 _clusters[directory] = cluster
-                _migrate(cluster, dimensions or settings.dimensions)
+                if migrated:
+                    _migrate(cluster, dimensions or settings.dimensions)
         except OSError as error:
             if isinstance(error, UnavailableError):
                 raise
@@ -142,7 +145,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
     state = f"{limits.SCHEMA_REVISION} {dimensions}"
     if marker.exists() and marker.read_text("utf-8") == state:
         return
-    said = {
+    told = {
         "DATABASE_URL_UNPOOLED": cluster.url(),
         "PGCONTEXT_DIMENSIONS": str(dimensions),
         "PGCONTEXT_EMBEDDER": "none",  # nothing is embedded there, so nothing of it can be wrong
@@ -150,7 +153,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-m", "pgcontext.migrate"],
-            env=child_environment(**said),
+            env=child_environment(**told),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
