@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from pgcontext.cli.conversations import Conversation
     from pgcontext.models import Json
 
-MESSAGES_PER_BATCH: Final = 500
+# With embeddings each takes a few milliseconds, for which the statement holds the context's lock.
+MESSAGES_PER_BATCH: Final = 200
 # How many conversations may begin with the same words before that is taken for a mistake.
 ALIKE_CONVERSATIONS_MAX: Final = 1_000
 CONFLICTS_MAX: Final = 5
