@@ -192,6 +192,88 @@ BEGIN
 END
 $function$"""
 
+RARE = """
+CREATE FUNCTION {schema}.pgcontext_rare(terms tsquery[]) RETURNS tsquery
+LANGUAGE plpgsql STABLE
+AS $function$
+DECLARE
+    messages real := (
+        SELECT c.reltuples FROM pg_class AS c WHERE c.oid = '{schema}.messages'::regclass
+    );
+    rare tsquery;
+BEGIN
+    IF messages <= 20000 THEN
+        RETURN NULL;
+    END IF;
+    WITH known AS (
+        SELECT e.lexeme, e.frequency
+        FROM pg_stats AS s
+        JOIN pg_class AS t ON t.oid = '{schema}.messages'::regclass
+        CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
+            AS e (lexeme, frequency)
+        WHERE s.schemaname = t.relnamespace::regnamespace::text
+          AND s.tablename = t.relname AND s.attname = 'text_search'
+    ),
+    ordered AS (
+        SELECT term.term, row_number() OVER rarest_first AS place,
+               sum(coalesce(known.frequency, 0)) OVER rarest_first AS frequency
+        FROM unnest(terms) AS term (term)
+        LEFT JOIN known ON '''' || replace(known.lexeme, '''', '''''') || '''' = term.term::text
+        WINDOW rarest_first AS (
+            ORDER BY coalesce(known.frequency, 0), term.term::text ROWS UNBOUNDED PRECEDING
+        )
+    )
+    SELECT string_agg(ordered.term::text, ' | ')::tsquery
+    INTO rare
+    FROM ordered
+    WHERE (ordered.place = 1 OR ordered.frequency * messages <= 20000)
+      AND (SELECT max(o.frequency) FROM ordered AS o) * messages > 20000;
+    RETURN rare;
+END
+$function$"""
+
+MATCHING = """
+CREATE FUNCTION {schema}.pgcontext_matching(
+    of_tenant uuid, query tsquery, terms tsquery[], candidates integer, of_roles text[],
+    since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+DECLARE
+    rare tsquery := {schema}.pgcontext_rare(terms);
+    wanted tsquery := coalesce(rare && query, query);
+    found uuid[];
+BEGIN
+    LOOP
+        found := ARRAY(
+            SELECT m.id
+            FROM {schema}.messages AS m
+            WHERE m.tenant_id = of_tenant
+              AND m.text_search @@ wanted
+              AND m.deleted_at IS NULL
+              AND (of_roles IS NULL OR m.role = ANY (of_roles))
+              AND (since IS NULL OR m.created_at >= since)
+              AND (until IS NULL OR m.created_at < until)
+              AND (of_model IS NULL OR m.model = of_model)
+              AND EXISTS (
+                  SELECT FROM {schema}.contexts AS c
+                  WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
+                    AND (of_metadata IS NULL OR c.metadata @> of_metadata)
+              )
+            ORDER BY ts_rank(m.text_search, query)
+                     / (1 + ln(1 + length(m.text_search) / 100.0::double precision)) DESC,
+                     m.id DESC
+            LIMIT candidates
+        );
+        EXIT WHEN rare IS NULL OR cardinality(found) >= candidates;
+        rare := NULL;
+        wanted := query;
+    END LOOP;
+    RETURN QUERY SELECT unnest(found);
+END
+$function$"""
+
 FORMER_NEAREST = """
 CREATE FUNCTION {schema}.pgcontext_nearest(
     of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
@@ -252,7 +334,11 @@ DROP FUNCTION {schema}.pgcontext_nearest(
     {schema}.pgcontext_graph(uuid, vector, text),
     {schema}.pgcontext_scan(
         uuid, vector, integer, text, text[], timestamptz, timestamptz, jsonb, text
-    )
+    ),
+    {schema}.pgcontext_matching(
+        uuid, tsquery, tsquery[], integer, text[], timestamptz, timestamptz, jsonb, text
+    ),
+    {schema}.pgcontext_rare(tsquery[])
 """
 
 
@@ -269,7 +355,7 @@ def upgrade() -> None:
     execute(DROP_FORMER)
     execute(VERSION_KEY)
     execute(INDEX)
-    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST):
+    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST, RARE, MATCHING):
         execute(function)
 
 

@@ -22,6 +22,7 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
+from pgcontext.schema_matching import matching_functions
 from pgcontext.schema_nearest import nearest_functions
 from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT, text_functions
 
@@ -256,7 +257,7 @@ def build_metadata(
         event.listen(Base.metadata, "before_create", _ddl(function))
     # Loading the library first lets a role that is no superuser SET hnsw.* in a function.
     event.listen(Base.metadata, "after_create", _ddl("SELECT '[1]'::vector"))
-    for function in nearest_functions(dimensions, prefix):
+    for function in (*nearest_functions(dimensions, prefix), *matching_functions(prefix)):
         event.listen(Base.metadata, "after_create", _ddl(function))
     return Base.metadata
 

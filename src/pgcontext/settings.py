@@ -204,8 +204,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(msg)
         if self.text_language is not None and not LANGUAGE_NAME.fullmatch(self.text_language):
             msg = (
-                "PGCONTEXT_TEXT_LANGUAGE must be a text search configuration of PostgreSQL, such as "
-                "english, german or simple."
+                "PGCONTEXT_TEXT_LANGUAGE must be a text search configuration of PostgreSQL, such "
+                "as english, german or simple."
             )
             raise ConfigError(msg)
         if not 0 <= self.purge_days <= limits.PURGE_AGE_DAYS_MAX:

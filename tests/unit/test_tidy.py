@@ -36,7 +36,9 @@ SQL: Final = re.compile(
     re.MULTILINE,
 )
 # The statements, and the side branch that the request path never imports.
-SQL_ROOMS: Final = {"statements", "schema", "schema_nearest", "schema_text", "migrate"}
+SQL_ROOMS: Final = {
+    *("statements", "schema", "schema_matching", "schema_nearest", "schema_text", "migrate"),
+}
 
 
 def parsed(path: Path) -> ast.Module:

@@ -114,6 +114,7 @@ _OBJECTS: Final = {
     "@messages": "messages",
     "@tombstones": "tombstones",
     "@nearest": "pgcontext_nearest",
+    "@matching": "pgcontext_matching",
     "@text_query": "pgcontext_text_query",
     "@api_keys": "api_keys",
     "@revisions": "pgcontext_alembic_version",

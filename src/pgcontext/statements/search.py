@@ -5,13 +5,14 @@ or by both. All take the parameters that `@parameters` lists, so that they can b
 are made of the same pieces:
 
 `near`: the nearest messages (`id`, `distance`), exact within a context, by `pgcontext_nearest` over
-the tenant. `pool`: the best of those that match the words (`id`). `found`: either, or both.
+the tenant. `pool`: the best of those that match the words (`id`), by `pgcontext_matching` over the
+tenant. `found`: either, or both.
 `candidate`: the messages found, with what their score is made of. `scored`: with their `score`.
 `hit`: the best of them. `around`: the messages that are shown before and after each.
 
 They return one row a hit (`place` 1, 2, …, `step` 0) and one a neighbor (its hit's `place`, and
 the `step` before or after it), with distance, text_score, score, by_vector, by_text and embedding
-where they apply. How words are ranked, and how both are fused, was measured: docs/adr/0014.
+where they apply. How words are ranked, and how both are fused, was measured: docs/adr/0015.
 """
 
 from typing import Final, Literal, LiteralString, TypeAlias
@@ -87,11 +88,8 @@ _WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
     FROM (SELECT @text_query($3::text) AS query) AS q
 )"""
 
-# PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is: the pool is
-# large enough to choose from by what does.
-_RANK: Final[LiteralString] = """ts_rank(s.text_search, words.query)
-             / (1 + ln(1 + length(s.text_search) / 100.0::double precision))"""
-
+# Ranked by PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is: the
+# pool is large enough to choose from by what does.
 _POOL_IN_CONTEXT: Final[LiteralString] = """pool AS MATERIALIZED (
     SELECT s.id
     FROM words
@@ -105,25 +103,20 @@ _POOL_IN_CONTEXT: Final[LiteralString] = """pool AS MATERIALIZED (
           AND @visible
         OFFSET 0
     ) AS s
-    ORDER BY @rank DESC, s.version DESC
+    ORDER BY ts_rank(s.text_search, words.query)
+             / (1 + ln(1 + length(s.text_search) / 100.0::double precision)) DESC,
+             s.version DESC
     LIMIT greatest(200, $4::integer)
 )"""
 
 _POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
-    SELECT s.id
+    SELECT p.id
     FROM words
-    CROSS JOIN LATERAL (
-        SELECT m.id, m.text_search
-        FROM @messages AS m
-        JOIN @contexts AS c ON c.tenant_id = $1 AND c.id = m.context_id AND c.deleted_at IS NULL
-        WHERE m.tenant_id = $1
-          AND m.text_search @@ words.query
-          AND m.deleted_at IS NULL
-          AND ($8::jsonb IS NULL OR c.metadata @> $8)
-          AND @filtered
-    ) AS s
-    ORDER BY @rank DESC, s.id DESC
-    LIMIT greatest(200, $4::integer)
+    CROSS JOIN LATERAL @matching(
+        $1, words.query, words.terms, greatest(200, $4::integer), $5::text[], $6::timestamptz,
+        $7::timestamptz, $8::jsonb, $9::text
+    ) AS p
+    WHERE words.query IS NOT NULL
 )"""
 
 # A word counts by how rare it is among the pool; what was found by its vector is rated alike.
@@ -331,7 +324,6 @@ def _search(
         ("@pool_piece", pool),
         ("@near_count", _NEAR_COUNT[mode]),
         ("@words", _WORDS),
-        ("@rank", _RANK),
         ("@found", _FOUND[mode]),
         ("@candidate", _CANDIDATE),
         ("@distance", _DISTANCE if by_both else "found.distance"),

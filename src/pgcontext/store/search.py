@@ -59,8 +59,8 @@ class SearchMethods(ContextMethods):
             context_id: search exactly what `history` of this context shows, inherited messages
                 included; None searches the tenant's live messages.
             limit: hits at most, up to `SEARCH_HITS_MAX`.
-            mode: by "vector", by "text", or "hybrid", by both; "auto" is vector for an embedding, and
-                for words hybrid if the store has an embedder, else text.
+            mode: by "vector", by "text", or "hybrid", by both; "auto" is vector for an embedding,
+                and for words hybrid if the store has an embedder, else text.
             roles: only these roles.
             since: only messages stored at or after this moment.
             until: only messages stored before this moment.
