@@ -43,9 +43,9 @@ def _row(comparison: Comparison) -> tuple[str, ...]:
     verdict = "" if not target else "missed" if comparison.missed else "met"
     return (
         comparison.what,
-        f"{_number(comparison.ours)} {comparison.unit}",
+        f"{number(comparison.ours)} {comparison.unit}",
         comparison.against,
-        f"{_number(comparison.theirs)} {comparison.unit}",
+        f"{number(comparison.theirs)} {comparison.unit}",
         f"{comparison.ratio:.2f}",
         target,
         verdict,
@@ -58,7 +58,8 @@ def _target(comparison: Comparison) -> str:
     return "" if comparison.floor is None else f">= {comparison.floor:g}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """Return three digits of it, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"  # noqa: PLR2004
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from benchmarks.report import aligned
+from benchmarks.report import aligned, number
 from benchmarks.search.by_hand import CHOICES, ByHand
 from benchmarks.search.corpus import K, Sized, Truth, queries, row_of
 from benchmarks.search.loading import loaded, store_on
@@ -173,7 +173,7 @@ class Beside:
         rows = [
             (
                 *(f"{of.size:,}", "on" if of.on_topic else "off", of.name),
-                *(f"{of.recall:.3f}", f"{of.milliseconds:.3g} ms"),
+                *(f"{of.recall:.3f}", f"{number(of.milliseconds)} ms"),
             )
             for of in self.tried
         ]

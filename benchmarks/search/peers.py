@@ -19,7 +19,7 @@ import asyncpg
 import msgspec
 import numpy as np
 
-from benchmarks.report import aligned
+from benchmarks.report import aligned, number
 from benchmarks.search.corpus import (
     MESSAGES,
     K,
@@ -437,4 +437,4 @@ def table(asked: Sequence[Asked]) -> str:
 def _answer(asked: Sequence[Asked], where: tuple[int, str, bool, str], store: str) -> str:
     (one,) = (one for one in asked if one.where == where and one.store == store)
     few = f" ({one.fewest} hits)" if one.fewest < K else ""
-    return f"{one.recall:.3f}{few}, {one.milliseconds:.3g} ms"
+    return f"{one.recall:.3f}{few}, {number(one.milliseconds)} ms"

@@ -1,4 +1,4 @@
-"""Pictures of the results in docs/images; each function returns what shows its picture on a page."""
+"""Pictures of the results, in docs/images; each function returns what shows its picture."""
 
 from __future__ import annotations
 

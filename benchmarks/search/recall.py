@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 import numpy as np
 
-from benchmarks.report import aligned
+from benchmarks.report import aligned, number
 from benchmarks.search.corpus import MESSAGES, K, Sliced, Truth, queries, row_of
 from benchmarks.search.loading import copied, hide_half, loaded, store_on
 from benchmarks.timing import Comparison
@@ -143,5 +143,5 @@ def _row(group: Sequence[Cell]) -> tuple[str, ...]:
         *("on" if first.on_topic else "off", f"{len(recalls):,}", f"{recalls.mean():.4f}"),
         f"{statistics.mean(worst.recalls):.3f} ({worst.kind})",
         *(f"{recalls.min():.1f}", str(sum(cell.short for cell in group))),
-        f"{np.median(milliseconds):.2g} ms",
+        f"{number(float(np.median(milliseconds)))} ms",
     )
