@@ -178,10 +178,13 @@ class Hit(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         message: the message.
-        distance: cosine distance to the query, 0 to 2, smaller is nearer; None without vectors.
-        text_score: full-text rank, larger is better; None when found by meaning alone.
-        score: what the hits are ordered by, larger is better.
-        found_by: "vector" or "text", or both.
+        distance: cosine distance to the query, 0 to 2, smaller is nearer; None in a search by
+            text, and where the message has no embedding of the same model.
+        text_score: how much of what the query's words ask for it says, 0 to 1; None in a search by
+            vector, and where it has none of them.
+        score: what the hits are ordered by, larger is better; 1 - distance by vector, text_score by
+            text, both together in hybrid.
+        found_by: "vector" or "text", or both: which of them put it among the best.
         neighbors: messages around it in the view, oldest first, the hit itself left out.
     """
 

@@ -74,22 +74,43 @@ def test_the_demo_counts_what_it_really_sends(cli: Cli) -> None:
     assert [fork["message_count"] for fork in root["forks"]] == [15]
 
 
-def test_the_demo_searches_by_meaning_offline(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    """With nothing set, the local model finds what has none of the words, and shows it in place."""
+def searched(out: str) -> tuple[str, str]:
+    """What the demo shows of its search by words, and of that by both; layout doesn't count."""
+    shown = " ".join(out[out.index('> query = "') : out.index("Deleted, and restored")].split())
+    by_words, by_both = shown.split("By words and meaning together")
+    return by_words, by_both
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With nothing set: a database of its own, and the local model."""
     monkeypatch.delenv("PGCONTEXT_DIMENSIONS")
     monkeypatch.setenv("PGCONTEXT_DATA_DIR", str(tmp_path))
+
+
+@pytest.mark.usefixtures("offline")
+def test_the_demo_searches_by_words_and_meaning_offline(cli: Cli) -> None:
+    """Words alone find an accident; together with meaning, the answer, between its neighbors."""
     result = cli.process("demo")
     assert (result.code, result.err) == (0, "")
     assert max(map(len, result.out.splitlines())) <= 80
     assert "embedded as it comes, by wordllama-l2-supercat-256" in result.out
-    asked = result.out.index('store.search("a wrong price ruined our profit"')
-    shown = " ".join(result.out[asked : result.out.index("Deleted, and restored")].split())
-    # The hit, between what was said before and after it.
+    by_words, by_both = searched(result.out)
+    answer = "That smells of a slipped decimal point rather than of a sale."
+    assert "week 9 != week 8" in by_words
+    assert answer not in by_words
+    assert re.search(
+        r"by text and vector · score 0\.\d+ · text score 0\.\d+ · distance 0\.", by_both
+    )
     places = [
-        shown.index(text)
-        for text in ("It wasn't.", "How much did that decimal point cost us?", "-> run_sql")
+        by_both.index(text)
+        for text in (
+            "9 tool",
+            "> 10 assistant",
+            answer,
+            "11 user Oh dear.",
+            "decimal point cost us?",
+        )
     ]
     assert places == sorted(places)
 
@@ -172,6 +193,19 @@ def test_real_conversations(cli: Cli, name: str) -> None:
     assert re.search(r"(?m)^[█·]+·[█·]*  [0-9,]+ tokens$", out)
     assert re.search(r"(?m)^ 1  (tau-bench|LoCoMo) .* version", out)
     assert len(out.splitlines()) < 200
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
+@pytest.mark.usefixtures("offline")
+def test_real_conversations_are_found_in_other_words(cli: Cli) -> None:
+    """Nobody says password there; the passenger who forgot what the agent asks for is found."""
+    out = cli.ok("demo", "--input", SHARED / "tau_airline_public.json").out
+    assert max(map(len, out.splitlines())) <= 80
+    by_words, by_both = searched(out)
+    assert 'query = "forgot my password"' in by_words
+    assert by_words.strip().endswith("Nothing: no message has any of them.")
+    assert re.search(r"by vector · score 0\.300 · distance 0\.\d+", by_both)
+    assert "> 6 user I'm sorry, but I don't remember my user ID at the moment." in by_both
 
 
 def test_make_demo_runs_it(tmp_path: Path) -> None:

@@ -180,6 +180,24 @@ async def test_search_finds_by_words_and_by_embedding(admin: Client, context: st
     assert (wrong.status, wrong.type) == (422, "dimension-mismatch")
 
 
+async def test_search_by_both_needs_an_embedder(store: ContextStore, admin: Client) -> None:
+    """Words find by both where the service has one; a hit says which, and how well it matches."""
+    refused = await admin("POST", "/v1/search", {"query": "a fig", "mode": "hybrid"})
+    assert (refused.status, refused.type) == (422, "invalid-input")
+    embedding = with_embedder(store)
+    context = await embedding.create()
+    await embedding.append(context.id, [user("a fig"), user("a kiwi"), user("plums")])
+    client = Client(create_app(embedding), admin.key)
+    for body in ({"query": "a fig"}, {"query": "a fig", "mode": "hybrid"}):
+        first, *others = (await client("POST", "/v1/search", body)).value["items"]
+        assert first["message"]["content"] == "a fig"
+        assert first["found_by"] == ["vector", "text"]
+        assert first["distance"] < 1e-6
+        assert first["text_score"] > 0
+        assert [hit["text_score"] for hit in others] == [None, None]
+        assert sorted(hit["score"] for hit in others) < [first["score"]]
+
+
 async def test_owed_embeddings_are_made(store: ContextStore, admin: Client) -> None:
     """As many as asked for at most; without an embedder, the caller learns that there is none."""
     refused = await admin("POST", "/v1/embed", {})

@@ -205,8 +205,15 @@ def test_search_finds_marks_and_limits(cli: Cli) -> None:
     assert cli.json("search", "canoe", "--since", "2020-01-01T00:00+02:00") != []
     [hit] = cli.json("search", "pedals", "-n", 1, "--neighbors", 1)
     assert len(hit["neighbors"]) in {1, 2}
-    result = cli.ok("search", "pedals", "-n", 1, "--neighbors", 1)
-    assert "A bicycle with one pedal" in result.out
+    out = cli.ok("search", "pedals", "-n", 1, "--neighbors", 1).out
+    assert "A bicycle with one pedal" in out
+    assert re.search(r"(?m)^    by text · text score 0\.\d{3} *$", out)
+    assert re.search(r"(?m)^    > 6 user ", out)
+    assert [line.split()[0] for line in out.splitlines()[2:] if line[6].isdigit()] == [
+        "5",
+        ">",
+        "7",
+    ]
     assert cli.ok("search", "xyzzy").err == "Nothing found.\n"
 
 
@@ -217,6 +224,8 @@ def test_bad_arguments_are_refused_in_one_sentence(cli: Cli) -> None:
         ["search", "x", "--since", "yesterday"],
         ["search", "x", "--role", "robot"],
         ["search", "x", "--where", "nothing"],
+        ["search", "x", "--diversity", 2],
+        ["search", "x", "--mode", "hybrid"],  # nothing embeds here
         ["list", "--limit", limits.LIST_CONTEXTS_MAX + 1],
         ["list", "--cursor", "abc"],
         ["show", FERRY, "--window", -1],

@@ -14,13 +14,15 @@ import pytest
 
 from pgcontext import ContextStore
 from tests.support import DIMENSIONS
-from tests.support.embedders import owe_and_embed
+from tests.support.embedders import owe_and_embed, with_embedder
 from tests.support.methods import ASKING
 from tests.support.proxy import Proxy, Traffic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from uuid import UUID
+
+    from pgcontext import Hit
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "wire.md"
 NAME: Final = "PGCONTEXT_WIRE"
@@ -52,7 +54,12 @@ async def read_all(mine: Mine) -> list[Any]:
 
 
 def embedded() -> dict[str, Any]:
-    return {**SAID, "embedding": VECTOR}
+    return {**SAID, "embedding": VECTOR, "embedding_model": "words"}
+
+
+def hybrid(mine: Mine, **arguments: Any) -> Awaitable[list[Hit]]:
+    """Search by text and by the vector that an embedder makes of it, here without a wire."""
+    return with_embedder(mine.store).search("amber", mode="hybrid", **arguments)
 
 
 # What is shown in the table, and the call.
@@ -81,8 +88,10 @@ CALLS: Final[dict[str, Callable[[Mine], Awaitable[Any]]]] = {
     "restore_messages(id, [5])": lambda my: my.store.restore_messages(my.child, [5]),
     "search(text, context_id=id)": lambda my: my.store.search("amber", context_id=my.child),
     "search(vector, context_id=id)": lambda my: my.store.search(VECTOR, context_id=my.child),
+    "search(text and vector, context_id=id)": lambda my: hybrid(my, context_id=my.child),
     "search(text)": lambda my: my.store.search("amber", limit=1),
     "search(vector)": lambda my: my.store.search(VECTOR, limit=1),
+    "search(text and vector)": lambda my: hybrid(my, limit=1),
     "delete(id)": lambda my: my.store.delete(my.child),
     "restore(id)": lambda my: my.store.restore(my.child),
 }
@@ -103,7 +112,8 @@ async def proxy(database_url: str) -> AsyncIterator[Proxy]:
 
 async def family(url: str, **settings: Any) -> Mine:
     """Make the contexts anew, over a single connection."""
-    return await family_of(ContextStore.from_env(url=url, pool_size=1, **settings))
+    store = ContextStore.from_env(url=url, pool_size=1, embedding_model="words", **settings)
+    return await family_of(store)
 
 
 async def family_of(store: ContextStore) -> Mine:

@@ -21,7 +21,7 @@ from pgcontext.cli.meter import Meter
 from pgcontext.cli.output import JsonOption, Output, embedded_started
 from pgcontext.cli.references import every, short
 from pgcontext.cli.searching import contexts_of, found
-from pgcontext.cli.story import Story, fork_point, story_of, window_tokens
+from pgcontext.cli.story import QUERIES, Story, fork_point, query_of, story_of, window_tokens
 from pgcontext.cli.trees import drawn, family, nested
 from pgcontext.embedding import LocalEmbedder
 from pgcontext.errors import InvalidInputError
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from rich.console import RenderableType
 
-    from pgcontext import Context, ContextStore, Message, Window
+    from pgcontext import Context, ContextStore, Hit, Message, Window
     from pgcontext.cli.meter import Cost
     from pgcontext.models import Json
 
@@ -44,7 +44,7 @@ TENANT: Final = UUID("00000000-0000-0000-0000-0000000de300")
 SAMPLE: Final = "conversations.jsonl"
 PAUSE_SECONDS: Final = 1.0
 LISTED_CONTEXTS: Final = 8
-HITS: Final = 3
+TEXT_HITS: Final = 2
 SHOWN_CHARS: Final = 140
 SHOWN_MESSAGES: Final = 9
 STRIP_CELLS: Final = 60
@@ -217,26 +217,35 @@ class Demo:
             self.talk(context, window.messages)
 
     async def search(self, story: Story) -> None:
-        """Search through everything."""
+        """Search everything by words; where there is an embedder, by words and meaning too."""
+        query = story.words
+        if self.store.embedder is not None:
+            query = story.query or await query_of(self.store)
         with self.step("Search"):
-            hits = await self.call(
-                f'await store.search("{story.query}", roles="{story.query_role}")',
-                self.store.search(story.query, roles=story.query_role, limit=HITS),
-            )
-            contexts = await contexts_of(self.store, hits)
-            self.say(lambda: found(hits, contexts, story.query))
+            if not story.query and query != story.words:
+                self.say(
+                    f"Of {len(QUERIES)} everyday matters, the one these talks come nearest to:"
+                )
+            self.say(lambda: _line(f'query = "{query}"'))
+            self.say("By words alone:")
+            line = f'await store.search(query, mode="text", limit={TEXT_HITS})'
+            by_words = self.store.search(query, mode="text", limit=TEXT_HITS)
+            if not await self.find(line, by_words, query):
+                self.say("Nothing: no message has any of them.")
             if self.store.embedder is not None:
-                await self.search_by_meaning(story.meaning or story.query)
+                self.say("")
+                self.say("By words and meaning together, with what was said before and after:")
+                line = 'await store.search(query, mode="hybrid", limit=1, neighbors=1)'
+                by_both = self.store.search(query, mode="hybrid", limit=1, neighbors=1)
+                await self.find(line, by_both, query)
 
-    async def search_by_meaning(self, query: str) -> None:
-        """Search for what is meant, and show what was said around it."""
-        self.say("")
-        hits = await self.call(
-            f'await store.search("{query}", mode="vector", neighbors=1)',
-            self.store.search(query, mode="vector", neighbors=1, limit=1),
-        )
+    async def find(self, line: str, work: Awaitable[list[Hit]], query: str) -> bool:
+        """Search, and show what was found; tell whether anything was."""
+        hits = await self.call(line, work)
         contexts = await contexts_of(self.store, hits)
-        self.say(lambda: found(hits, contexts, query))
+        if hits:
+            self.say(lambda: found(hits, contexts, query))
+        return bool(hits)
 
     async def delete_and_restore(self, context: Context, fork: Context) -> None:
         """Hide a message and a fork, and show them again."""
@@ -348,8 +357,14 @@ def _call(line: str, cost: Cost) -> RenderableType:
     grid.add_column(overflow="fold")
     grid.add_column(justify="right", no_wrap=True)
     said = ", ".join(filter(None, _figures(cost)))
-    grid.add_row(Text(f"> {line}", "cyan"), Text(said, "dim"))
+    grid.add_row(_line(line), Text(said, "dim"))
     return grid
+
+
+def _line(line: str) -> RenderableType:
+    from rich.text import Text
+
+    return Text(f"> {line}", "cyan")
 
 
 def _strip(messages: list[Message], window: Window) -> RenderableType:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from pgcontext import Context, ContextStore, Hit, Message
 
 SNIPPET_CHARS: Final = 240
+NEIGHBOR_CHARS: Final = 140
+# So that the line of a hit fits 80 columns beside its context's id, its version and its role.
+NAME_CHARS: Final = 36
 STEM_CHARS_MIN: Final = 4
 SUFFIX_CHARS: Final = 3
-Mode = Literal["auto", "vector", "text"]
+Mode = Literal["auto", "vector", "text", "hybrid"]
 
 
 def search(
@@ -40,7 +43,9 @@ def search(
         ),
     ] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", help="Hits at most.")] = 10,
-    mode: Annotated[Mode, typer.Option(help="By words or by meaning.")] = "auto",
+    mode: Annotated[
+        Mode, typer.Option(help="By words (text), by meaning (vector), or by both (hybrid).")
+    ] = "auto",
     role: Annotated[
         list[str] | None, typer.Option(metavar="ROLE", help="Only what this role said.")
     ] = None,
@@ -51,8 +56,12 @@ def search(
         typer.Option(metavar="KEY=VALUE", help="Only contexts with this in their metadata."),
     ] = None,
     neighbors: Annotated[
-        int, typer.Option(metavar="N", help="Messages to show around each hit.")
+        int, typer.Option(metavar="N", help="Messages to show on each side of a hit.")
     ] = 0,
+    diversity: Annotated[
+        float | None,
+        typer.Option(metavar="0..1", help="Thin hits that say the same, the more the larger."),
+    ] = None,
     tenant: TenantOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,6 +81,7 @@ def search(
                 until=parse_time(until, "--until"),
                 metadata=parse_where(where),
                 neighbors=neighbors,
+                diversity=diversity,
             )
             return hits, {} if as_json else await contexts_of(store, hits)
 
@@ -104,30 +114,64 @@ async def contexts_of(store: ContextStore, hits: list[Hit]) -> dict[UUID, Contex
 
 
 def found(hits: list[Hit], contexts: dict[UUID, Context], query: str) -> RenderableType:
-    """Lay hits out: where each stands, and the part of it that matches."""
+    """Lay hits out: where each stands, what found it, the part that matches, what is around."""
     from rich.console import Group
     from rich.padding import Padding
-    from rich.text import Text
-
-    from pgcontext.cli.words import ROLE_STYLES
 
     pattern = matching(query)
     parts: list[RenderableType] = []
     for number, hit in enumerate(hits, 1):
-        message = hit.message
-        context = contexts[message.context_id]
-        head = Text().append(f"{number:>2}  ", "dim")
-        head.append(printable(context.name or "(no name)"), "bold")
-        head.append(f"  {short(message.context_id)} · version {message.version} · ", "dim")
-        head.append(message.role, ROLE_STYLES[message.role])
-        if hit.distance is not None:
-            head.append(f" · distance {hit.distance:.3f}", "dim")
-        parts.append(head)
-        around = sorted([*hit.neighbors, message], key=lambda m: m.version)
-        parts.extend(
-            Padding(snippet(m, pattern, dim=m.id != message.id), (0, 0, 0, 4)) for m in around
-        )
+        parts.append(place(number, hit, contexts[hit.message.context_id]))
+        shown = around(hit, pattern) if hit.neighbors else snippet(hit.message, pattern)
+        parts.extend((Padding(reason(hit), (0, 0, 0, 4)), Padding(shown, (0, 0, 0, 4))))
     return Group(*parts)
+
+
+def place(number: int, hit: Hit, context: Context) -> Text:
+    """Say where a hit stands, in one line."""
+    from rich.text import Text
+
+    from pgcontext.cli.words import ROLE_STYLES, shortened
+
+    message = hit.message
+    line = Text().append(f"{number:>2}  ", "dim")
+    line.append(shortened(printable(context.name or "(no name)"), NAME_CHARS), "bold")
+    line.append(f"  {short(message.context_id)} · version {message.version} · ", "dim")
+    return line.append(message.role, ROLE_STYLES[message.role])
+
+
+def reason(hit: Hit) -> Text:
+    """Say what found a hit, and how well it matches; a score that only repeats that is left out."""
+    from rich.text import Text
+
+    parts = [f"by {' and '.join(sorted(hit.found_by))}"]
+    if hit.score != (hit.text_score if hit.distance is None else 1 - hit.distance):
+        parts.append(f"score {hit.score:.3f}")
+    if hit.text_score is not None:
+        parts.append(f"text score {hit.text_score:.3f}")
+    if hit.distance is not None:
+        parts.append(f"distance {hit.distance:.3f}")
+    return Text(" · ".join(parts), "dim")
+
+
+def around(hit: Hit, pattern: re.Pattern[str]) -> RenderableType:
+    """Lay a hit out among its neighbors, with a mark beside it."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from pgcontext.cli.words import ROLE_STYLES
+
+    grid = Table.grid(padding=(0, 1))
+    grid.add_column(no_wrap=True)
+    grid.add_column(justify="right", style="dim", no_wrap=True)
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for message in sorted([*hit.neighbors, hit.message], key=lambda m: m.version):
+        itself = message.id == hit.message.id
+        part = snippet(message, pattern, dim=not itself)
+        speaker = Text(message.role, ROLE_STYLES[message.role])
+        grid.add_row(">" if itself else "", str(message.version), speaker, part)
+    return grid
 
 
 def matching(query: str) -> re.Pattern[str]:
@@ -142,20 +186,21 @@ def matching(query: str) -> re.Pattern[str]:
 
 
 def snippet(message: Message, pattern: re.Pattern[str], *, dim: bool = False) -> Text:
-    """Return the part of a message around the first match, with the matches marked."""
+    """Return the part of a message around the first match, with the matches marked; less if dim."""
     from rich.text import Text
 
     from pgcontext.cli.words import message_body
 
     whole = " ".join(message_body(message).plain.split())
     match = pattern.search(whole)
-    start = max(0, match.start() - SNIPPET_CHARS // 3) if match else 0
+    chars = NEIGHBOR_CHARS if dim else SNIPPET_CHARS
+    start = max(0, match.start() - chars // 3) if match and not dim else 0
     # Not in the middle of a word.
     start = whole.find(" ", start) + 1 if start else 0
-    part = whole[start : start + SNIPPET_CHARS]
+    part = whole[start : start + chars]
     text = Text("… " if start else "", style="dim" if dim else "")
     text.append(part)
-    text.append(" …" if start + SNIPPET_CHARS < len(whole) else "")
+    text.append(" …" if start + chars < len(whole) else "")
     if not dim:
         text.highlight_regex(pattern, "bold black on yellow")
     return text

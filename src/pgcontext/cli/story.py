@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 if TYPE_CHECKING:
-    from pgcontext import Context, Message
+    from pgcontext import Context, ContextStore, Message
     from pgcontext.models import Json
 
 
@@ -20,9 +20,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
         fork_name: the name of the fork.
         why: what the fork is for.
         other: what follows the fork point in the fork instead.
-        query: what is searched for.
-        query_role: in what this role said.
-        meaning: what is searched for by meaning; "" for the same words.
+        words: what is searched for where nothing embeds.
+        query: what is searched for in other words than were said; "" to choose from `QUERIES`.
     """
 
     question: str
@@ -30,9 +29,8 @@ class Story(msgspec.Struct, frozen=True, kw_only=True):
     fork_name: str
     why: str
     other: list[dict[str, Any]]
-    query: str
-    query_role: str
-    meaning: str = ""
+    words: str
+    query: str = ""
 
 
 FERRY: Final = Story(
@@ -83,9 +81,8 @@ FERRY: Final = Story(
             "Gullholm for 220 crowns a day. Waves of a metre are included.",
         },
     ],
-    query="booked for Friday",
-    query_role="assistant",
-    meaning="a wrong price ruined our profit",
+    words="booked for Friday",
+    query="sales grew because of a discount error",
 )
 
 ANY: Final = Story(
@@ -100,19 +97,31 @@ ANY: Final = Story(
             "content": "(A line that the demo has appended: here your agent would go another way.)",
         },
     ],
-    query="",
-    query_role="user",
+    words="",
 )
 
-QUERY_WORDS: Final = 2
-QUERY_WORD_CHARS: Final = range(6, 12)
+# What people talk about, in words that they seldom say: for conversations that aren't known.
+QUERIES: Final = (
+    "angry about a late plane",
+    "forgot my password",
+    "give us our money back",
+    "somebody died",
+    "kids and parents",
+    "our new puppy",
+    "food for dinner",
+    "looking for a job",
+    "a long vacation abroad",
+)
+NEAR_DISTANCE: Final = 0.7
+WORDS: Final = 2
+WORD_CHARS: Final = range(6, 12)
 
 
 def story_of(context: Context, messages: list[Message]) -> Story:
     """Return the story for a conversation: its own for the sample, one that fits any otherwise."""
     if context.metadata.get("product") == "Skerry Lines":
         return FERRY
-    return msgspec.structs.replace(ANY, query=query_of(messages))
+    return msgspec.structs.replace(ANY, words=words_of(messages))
 
 
 def fork_point(messages: list[Message]) -> int:
@@ -122,14 +131,25 @@ def fork_point(messages: list[Message]) -> int:
     return min(finished, key=lambda version: abs(version - middle), default=middle)
 
 
-def query_of(messages: list[Message]) -> str:
+def words_of(messages: list[Message]) -> str:
     """Choose words to search for: the longest that the user says."""
     said = " ".join(m.content or "" for m in messages if m.role == "user")
     words = dict.fromkeys(
-        word for word in said.split() if word.isalpha() and len(word) in QUERY_WORD_CHARS
+        word for word in said.split() if word.isalpha() and len(word) in WORD_CHARS
     )
-    longest = sorted(words, key=len, reverse=True)[:QUERY_WORDS]
+    longest = sorted(words, key=len, reverse=True)[:WORDS]
     return " ".join(longest) or "the"
+
+
+async def query_of(store: ContextStore) -> str:
+    """Choose the one of `QUERIES` that has the nearest answer, one in other words if there is."""
+    answers: dict[str, tuple[bool, float]] = {}
+    for query in QUERIES:
+        for hit in await store.search(query, mode="hybrid", limit=1):
+            distance = 2.0 if hit.distance is None else hit.distance
+            shared = hit.text_score is not None
+            answers[query] = (shared or distance > NEAR_DISTANCE, distance)
+    return min(answers, key=lambda query: answers[query], default=QUERIES[0])
 
 
 def window_tokens(messages: list[Message]) -> int:

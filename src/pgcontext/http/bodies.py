@@ -16,6 +16,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from pgcontext import limits
 from pgcontext.models import Json, Role
+from pgcontext.store.search import Mode
 
 T = TypeVar("T")
 
@@ -173,7 +174,8 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         query: words, or an embedding.
         context_id: search what the history of this context shows; null searches all contexts.
         limit: hits at most.
-        mode: vector searches by meaning, text by words; auto takes what the query is.
+        mode: vector searches by meaning, text by words, hybrid by both; auto is vector for an
+            embedding, and for words hybrid where the service has an embedder, else text.
         roles: only these roles.
         since: only messages stored at or after this moment.
         until: only messages stored before this moment.
@@ -191,7 +193,7 @@ class Search(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     )
     context_id: UUID | None = None
     limit: Annotated[int, Meta(ge=1), most(maximum=limits.SEARCH_HITS_MAX)] = 10
-    mode: Literal["auto", "vector", "text"] = "auto"
+    mode: Mode = "auto"
     roles: list[Role] | None = None
     since: Moment | None = None
     until: Moment | None = None

@@ -63,10 +63,10 @@ MESSAGE: Final = Message(
 )
 HIT: Final = Hit(
     message=MESSAGE,
-    distance=None,
-    text_score=0.061,
-    score=0.061,
-    found_by=("text",),
+    distance=0.412,
+    text_score=0.608,
+    score=0.7256,
+    found_by=("vector", "text"),
     neighbors=[],
 )
 
@@ -79,7 +79,7 @@ REQUESTS: Final[dict[str, Any]] = {
     "restore_messages": {"versions": [1]},
     "fork": {"at_version": 1, "name": "Another answer"},
     "merge": {"into": str(FORK_ID)},
-    "search": {"query": "bicycle", "limit": 5},
+    "search": {"query": "a missing bicycle", "limit": 5, "neighbors": 1},
     "embed_pending": {"limit": 100},
     "erase": {"versions": [1]},
     "purge": {"older_than_seconds": 30 * 86_400},
@@ -98,5 +98,5 @@ REPLIES: Final[dict[Any, Any]] = {
     EraseReport: EraseReport(messages=1, contexts=2),
     bodies.Embedded: bodies.Embedded(31),
     bodies.Health: bodies.Health(),
-    bodies.Readiness: bodies.Readiness("0002"),
+    bodies.Readiness: bodies.Readiness("0004"),
 }
