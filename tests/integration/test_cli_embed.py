@@ -139,14 +139,15 @@ def test_a_failure_in_the_middle_says_what_was_done(
         embed="later",
     )
 
-    def fail_at_the_second() -> None:
-        if len(embedder.asked) == 2:
+    def fail_from_the_second_on() -> None:
+        if len(embedder.asked) >= 2:
             raise ConnectionError
 
-    embedder.before = fail_at_the_second
+    embedder.before = fail_from_the_second_on
     failed = cli("embed")
     assert (failed.code, failed.out) == (Exit.UNAVAILABLE, "")
     assert f"Before it failed: {limits.EMBED_BATCH_MESSAGES_MAX} embedded." in failed.err
+    embedder.before = lambda: None
     execute(database_url, "UPDATE messages SET embed_after = now() WHERE embed_after > now()")
     assert cli.json("embed")["embedded"] == 50
 

@@ -222,6 +222,51 @@ async def test_a_text_that_is_always_refused_holds_up_no_other(
     assert "poison" not in caplog.text
 
 
+@pytest.mark.parametrize("place", [0, 7, 19])
+async def test_a_text_that_a_server_chokes_on_holds_up_no_other(
+    make_store: MakeStore, connection: asyncpg.Connection, place: int
+) -> None:
+    """Its failure looks like one that passes, but others are embedded: so it is put off alone."""
+    batch = users(20)
+    batch[place] = user("poison")
+
+    class Choking(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            if "poison" in texts:
+                self.asked.append(texts)
+                raise EmbeddingError("The server answered 500.", retryable=True, status=500)
+            return await super().embed(texts)
+
+    embedder = Choking()
+    store = make_store(embedder=embedder)
+    await owe(store, batch)
+    assert await store.embed_pending() == 19
+    assert await owed(connection) == ["poison"]
+    assert len(embedder.asked) <= 1 + 5 * 4
+
+
+async def test_a_server_that_goes_away_in_the_middle_is_seen(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """What it embedded before is kept, and the rest is due again in a minute."""
+    embedder = Words(refuses={"poison"})
+    store = make_store(embedder=embedder)
+    await owe(store, [user("poison"), *users(39)])
+
+    def go_away() -> None:
+        if len(embedder.asked) > 7:
+            fail_to_connect()
+
+    embedder.before = go_away
+    filled = await store.embed_pending()
+    assert 0 < filled < 39
+    assert len(embedder.asked) <= 7 + 3 + limits.EMBED_FAILURES_COUNT_MAX
+    assert 50 < await seconds_until_due(connection) <= 60
+    embedder.before = lambda: None
+    await ripen(connection)
+    assert await store.embed_pending() == 39 - filled
+
+
 async def test_what_is_refused_is_tried_ever_more_seldom(
     make_store: MakeStore, connection: asyncpg.Connection
 ) -> None:
@@ -244,7 +289,7 @@ def fail_to_connect() -> None:
     raise ConnectionError("secret words of the network")
 
 
-@pytest.mark.parametrize(("failure", "calls_max"), [(refuse_everything, 16), (fail_to_connect, 1)])
+@pytest.mark.parametrize(("failure", "calls_max"), [(refuse_everything, 16), (fail_to_connect, 3)])
 async def test_an_embedder_that_fails_altogether_is_not_asked_for_each_text(
     make_store: MakeStore,
     connection: asyncpg.Connection,

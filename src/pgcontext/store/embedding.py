@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 logger: Final = logging.getLogger("pgcontext")
 
-# What an embedding server answers to a text that is too long, or otherwise not to its liking.
-_ABOUT_THE_TEXT: Final = frozenset({400, 413, 422})
+# What an embedding server answers to a text that is too long, or otherwise not to its liking; None
+# where there was no server.
+_ABOUT_THE_TEXT: Final = frozenset({None, 400, 413, 422})
 
 
 class Outcome(NamedTuple):
@@ -49,19 +50,25 @@ class Outcome(NamedTuple):
 async def embed_texts(embed: Embed, texts: list[str]) -> Outcome:
     """Embed texts, so that one which the embedder never takes holds up none of the others.
 
-    A batch that is refused is halved until it is known which texts are to blame. What fails for
-    every text alike ends it: a failure that passes, a refused key, vectors of another length, or
+    A batch that fails is halved until it is known which texts are to blame. What fails for every
+    text alike ends it: a refused key, vectors of another length, a server that is away, or
     `EMBED_REFUSED_MESSAGES_MAX` texts refused and none accepted.
     """
     vectors: dict[int, str] = {}
     refused: list[int] = []
     waiting = [range(len(texts))]
+    failures = settled = 0  # calls in a row that failed; how many were refused before those
     while waiting:
         batch = waiting.pop()
         try:
             made = await embed([texts[place] for place in batch])
         except ContextStoreError as error:
             if _is_everybodys(error):
+                return Outcome(vectors, refused, error)
+            failures += error.retryable
+            if failures > limits.EMBED_FAILURES_COUNT_MAX:
+                return Outcome(vectors, refused[:settled], error)
+            if failures == 1 and await _is_away(embed, [texts[place] for place in batch], vectors):
                 return Outcome(vectors, refused, error)
             if len(batch) == 1:
                 refused.append(batch[0])
@@ -72,16 +79,32 @@ async def embed_texts(embed: Embed, texts: list[str]) -> Outcome:
                 waiting += [batch[half:], batch[:half]]
         else:
             vectors.update(zip(batch, made, strict=True))
+            failures, settled = 0, len(refused)
     return Outcome(vectors, refused, None)
 
 
+async def _is_away(embed: Embed, failed: list[str], vectors: dict[int, str]) -> bool:
+    """Tell whether a failure that seems to pass is a server's, or one text's that it chokes on.
+
+    The last and the first text are tried alone: one of them at least is not to blame. A single one
+    is, if the server took others.
+    """
+    if len(failed) == 1:
+        return not vectors
+    for text in (failed[-1], failed[0]):
+        with suppress(ContextStoreError):
+            await embed([text])
+            return False
+    return True
+
+
 def _is_everybodys(error: ContextStoreError) -> bool:
-    """Tell a failure that has nothing to do with the very texts."""
-    if not isinstance(error, EmbeddingError) or error.retryable:
+    """Tell a failure that has nothing to do with the very texts, and doesn't pass."""
+    if not isinstance(error, EmbeddingError):
         return True
     if isinstance(error.__cause__, DimensionMismatchError):
         return True
-    return error.status is not None and error.status not in _ABOUT_THE_TEXT
+    return not error.retryable and error.status not in _ABOUT_THE_TEXT
 
 
 def encode(rows: Iterable[dict[str, str | None]]) -> str:
