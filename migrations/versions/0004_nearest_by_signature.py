@@ -116,7 +116,8 @@ BEGIN
     INTO share
     FROM pg_stats AS s
     JOIN pg_class AS t ON t.oid = to_regclass('{schema}.messages')
-    WHERE s.schemaname = t.relnamespace::regnamespace::text
+    JOIN pg_namespace AS n ON n.oid = t.relnamespace
+    WHERE s.schemaname = n.nspname
       AND s.tablename = t.relname AND s.attname = 'tenant_id';
     RETURN coalesce(embedded * share * share > exact_rows, false);
 END
@@ -124,22 +125,26 @@ $function$"""
 
 BEST = """
 CREATE FUNCTION {schema}.pgcontext_best(
-    of_tenant uuid, query vector, candidates uuid[], hits integer,
+    of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
     OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 BEGIN
-    SELECT array_agg(b.id ORDER BY b.distance, b.id),
-           array_agg(b.distance ORDER BY b.distance, b.id),
-           max(b.place)
+    SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
+           max(b.place) FILTER (WHERE b.ordinal <= sure)
     INTO ids, distances, furthest
     FROM (
-        SELECT c.id, c.place, m.embedding <=> query AS distance
+        SELECT c.id, c.place, d.distance, row_number() OVER (ORDER BY d.distance, c.id) AS ordinal
         FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-        JOIN {schema}.messages AS m ON m.tenant_id = of_tenant AND m.id = c.id
-        ORDER BY distance, c.id
+        CROSS JOIN LATERAL (
+            SELECT m.embedding <=> query AS distance
+            FROM {schema}.messages AS m
+            WHERE m.tenant_id = of_tenant AND m.id = c.id
+            LIMIT 1
+        ) AS d
+        ORDER BY ordinal
         LIMIT hits
     ) AS b;
 END
@@ -147,15 +152,16 @@ $function$"""
 
 NEAREST = """
 CREATE FUNCTION {schema}.pgcontext_nearest(
-    of_tenant uuid, query vector, hits integer, exact_rows integer, of_embedding_model text,
-    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+    of_tenant uuid, query vector, hits integer, sure integer, exact_rows integer,
+    of_embedding_model text, of_roles text[], since timestamptz, until timestamptz,
+    of_metadata jsonb, of_model text
 ) RETURNS TABLE (id uuid, distance double precision)
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     candidates uuid[];
     best record;
-    depth integer := greatest(400, 8 * hits);
+    depth integer := greatest(400, 8 * sure, hits);
     reach integer := 4 * 4 * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
@@ -164,7 +170,7 @@ BEGIN
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {schema}.pgcontext_best(of_tenant, query, candidates, hits);
+        best := {schema}.pgcontext_best(of_tenant, query, candidates, hits, sure);
         IF cardinality(candidates) = 2050 AND best.furthest <= 1000 THEN
             RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
             RETURN;
@@ -179,7 +185,7 @@ BEGIN
             ) AS s
         );
         WHILE depth <= reach LOOP
-            best := {schema}.pgcontext_best(of_tenant, query, candidates[1:depth], hits);
+            best := {schema}.pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
             IF best.furthest * 4 <= depth
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
                 RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
@@ -192,43 +198,66 @@ BEGIN
 END
 $function$"""
 
-RARE = """
-CREATE FUNCTION {schema}.pgcontext_rare(terms tsquery[]) RETURNS tsquery
+EXPECTED = """
+CREATE FUNCTION {schema}.pgcontext_expected(terms tsquery[]) RETURNS double precision[]
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     messages real := (
         SELECT c.reltuples FROM pg_class AS c WHERE c.oid = '{schema}.messages'::regclass
     );
-    rare tsquery;
 BEGIN
     IF messages <= 20000 THEN
-        RETURN NULL;
+        RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
-    WITH known AS (
-        SELECT e.lexeme, e.frequency
-        FROM pg_stats AS s
-        JOIN pg_class AS t ON t.oid = '{schema}.messages'::regclass
-        CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
-            AS e (lexeme, frequency)
-        WHERE s.schemaname = t.relnamespace::regnamespace::text
-          AND s.tablename = t.relname AND s.attname = 'text_search'
-    ),
-    ordered AS (
-        SELECT term.term, row_number() OVER rarest_first AS place,
-               sum(coalesce(known.frequency, 0)) OVER rarest_first AS frequency
-        FROM unnest(terms) AS term (term)
-        LEFT JOIN known ON '''' || replace(known.lexeme, '''', '''''') || '''' = term.term::text
-        WINDOW rarest_first AS (
-            ORDER BY coalesce(known.frequency, 0), term.term::text ROWS UNBOUNDED PRECEDING
-        )
-    )
-    SELECT string_agg(ordered.term::text, ' | ')::tsquery
-    INTO rare
-    FROM ordered
-    WHERE (ordered.place = 1 OR ordered.frequency * messages <= 20000)
-      AND (SELECT max(o.frequency) FROM ordered AS o) * messages > 20000;
-    RETURN rare;
+    RETURN ARRAY(
+        SELECT coalesce(messages * known.frequency, 0)
+        FROM unnest(terms) WITH ORDINALITY AS t (term, place)
+        LEFT JOIN (
+            SELECT '''' || replace(e.lexeme, '''', '''''') || '''' AS term, e.frequency
+            FROM pg_stats AS s
+            JOIN pg_class AS c ON c.oid = '{schema}.messages'::regclass
+            JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
+                AS e (lexeme, frequency)
+            WHERE s.schemaname = n.nspname
+              AND s.tablename = c.relname AND s.attname = 'text_search'
+        ) AS known ON known.term = t.term::text
+        ORDER BY t.place
+    );
+END
+$function$"""
+
+MATCHES = """
+CREATE FUNCTION {schema}.pgcontext_matches(
+    of_tenant uuid, wanted tsquery, query tsquery, candidates integer, of_roles text[],
+    since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+BEGIN
+    RETURN QUERY
+    SELECT m.id
+    FROM {schema}.messages AS m
+    WHERE m.tenant_id = of_tenant
+      AND m.text_search @@ wanted
+      AND m.deleted_at IS NULL
+      AND (of_roles IS NULL OR m.role = ANY (of_roles))
+      AND (since IS NULL OR m.created_at >= since)
+      AND (until IS NULL OR m.created_at < until)
+      AND (of_model IS NULL OR m.model = of_model)
+      AND EXISTS (
+          SELECT FROM {schema}.contexts AS c
+          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
+            AND (of_metadata IS NULL OR c.metadata @> of_metadata)
+      )
+    ORDER BY CASE WHEN query IS NOT NULL THEN
+                 ts_rank(m.text_search, query)
+                 / (1 + ln(1 + length(m.text_search) / 100.0::double precision))
+             END DESC,
+             CASE WHEN query IS NOT NULL THEN m.id END DESC
+    LIMIT candidates;
 END
 $function$"""
 
@@ -238,39 +267,48 @@ CREATE FUNCTION {schema}.pgcontext_matching(
     since timestamptz, until timestamptz, of_metadata jsonb, of_model text
 ) RETURNS TABLE (id uuid)
 LANGUAGE plpgsql STABLE
-SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 DECLARE
-    rare tsquery := {schema}.pgcontext_rare(terms);
-    wanted tsquery := coalesce(rare && query, query);
+    expected double precision[] := {schema}.pgcontext_expected(terms);
+    rare tsquery;
+    few uuid[];
     found uuid[];
 BEGIN
+    SELECT string_agg(o.term::text, ' | ')::tsquery INTO rare
+    FROM (
+        SELECT t.term, row_number() OVER rarest_first AS place,
+               sum(t.expected) OVER rarest_first AS running, sum(t.expected) OVER () AS total
+        FROM unnest(terms, expected) AS t (term, expected)
+        WINDOW rarest_first AS (ORDER BY t.expected, t.term::text ROWS UNBOUNDED PRECEDING)
+    ) AS o
+    WHERE o.total > 20000 AND (o.place = 1 OR o.running <= 20000);
     LOOP
         found := ARRAY(
             SELECT m.id
-            FROM {schema}.messages AS m
-            WHERE m.tenant_id = of_tenant
-              AND m.text_search @@ wanted
-              AND m.deleted_at IS NULL
-              AND (of_roles IS NULL OR m.role = ANY (of_roles))
-              AND (since IS NULL OR m.created_at >= since)
-              AND (until IS NULL OR m.created_at < until)
-              AND (of_model IS NULL OR m.model = of_model)
-              AND EXISTS (
-                  SELECT FROM {schema}.contexts AS c
-                  WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
-                    AND (of_metadata IS NULL OR c.metadata @> of_metadata)
-              )
-            ORDER BY ts_rank(m.text_search, query)
-                     / (1 + ln(1 + length(m.text_search) / 100.0::double precision)) DESC,
-                     m.id DESC
-            LIMIT candidates
+            FROM {schema}.pgcontext_matches(
+                of_tenant, coalesce(rare && query, query), query, candidates, of_roles, since,
+                until, of_metadata, of_model
+            ) AS m
         );
         EXIT WHEN rare IS NULL OR cardinality(found) >= candidates;
         rare := NULL;
-        wanted := query;
     END LOOP;
-    RETURN QUERY SELECT unnest(found);
+    IF cardinality(found) >= candidates THEN
+        FOR place IN 1 .. least(cardinality(terms), 32) LOOP
+            CONTINUE WHEN expected[place] > 1000;
+            few := ARRAY(
+                SELECT m.id
+                FROM {schema}.pgcontext_matches(
+                    of_tenant, terms[place] && query, NULL, 50, of_roles, since,
+                    until, of_metadata, of_model
+                ) AS m
+            );
+            IF cardinality(few) < 50 THEN
+                found := found || few;
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN QUERY SELECT DISTINCT f.id FROM unnest(found) AS f (id);
 END
 $function$"""
 
@@ -327,9 +365,10 @@ DROP FUNCTION {schema}.pgcontext_nearest(
 """
 DROP = """
 DROP FUNCTION {schema}.pgcontext_nearest(
-        uuid, vector, integer, integer, text, text[], timestamptz, timestamptz, jsonb, text
+        uuid, vector, integer, integer, integer, text, text[], timestamptz, timestamptz, jsonb,
+        text
     ),
-    {schema}.pgcontext_best(uuid, vector, uuid[], integer),
+    {schema}.pgcontext_best(uuid, vector, uuid[], integer, integer),
     {schema}.pgcontext_prefers_graph(uuid, integer),
     {schema}.pgcontext_graph(uuid, vector, text),
     {schema}.pgcontext_scan(
@@ -338,7 +377,10 @@ DROP FUNCTION {schema}.pgcontext_nearest(
     {schema}.pgcontext_matching(
         uuid, tsquery, tsquery[], integer, text[], timestamptz, timestamptz, jsonb, text
     ),
-    {schema}.pgcontext_rare(tsquery[])
+    {schema}.pgcontext_matches(
+        uuid, tsquery, tsquery, integer, text[], timestamptz, timestamptz, jsonb, text
+    ),
+    {schema}.pgcontext_expected(tsquery[])
 """
 
 
@@ -355,7 +397,7 @@ def upgrade() -> None:
     execute(DROP_FORMER)
     execute(VERSION_KEY)
     execute(INDEX)
-    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST, RARE, MATCHING):
+    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST, EXPECTED, MATCHES, MATCHING):
         execute(function)
 
 

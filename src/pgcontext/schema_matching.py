@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 # Ranking a match takes a few microseconds. What is expected beyond this is left to a second look.
 RANKED_ROWS_MAX: Final = 20_000
+# Fewer messages than this that have a word are all among the candidates, whatever their rank: an
+# identifier must not be lost among what shares the rest of the query.
+RARE_ROWS_MAX: Final = 50
+RARE_EXPECTED_MAX: Final = 1_000
+RARE_TERMS_MAX: Final = 32
 
 
 def matching_functions(prefix: str) -> Iterator[str]:
@@ -25,92 +30,133 @@ def matching_functions(prefix: str) -> Iterator[str]:
     Args:
         prefix: the schema of the tables, quoted and with its dot; empty for the search path.
     """
-    for ddl in (_RARE, _MATCHING):
-        yield ddl.replace("{prefix}", prefix).replace("{ranked_rows_max}", str(RANKED_ROWS_MAX))
+    values = {
+        "{prefix}": prefix,
+        "{ranked_rows_max}": str(RANKED_ROWS_MAX),
+        "{rare_rows_max}": str(RARE_ROWS_MAX),
+        "{rare_expected_max}": str(RARE_EXPECTED_MAX),
+        "{rare_terms_max}": str(RARE_TERMS_MAX),
+    }
+    for ddl in (_EXPECTED, _MATCHES, _MATCHING):
+        text = ddl
+        for name, value in values.items():
+            text = text.replace(name, value)
+        yield text
 
 
-# Any of the rarest of these words, as many as together are expected in so many messages; NULL when
-# that is all of them, or nothing is known.
-_RARE: Final = """
-CREATE FUNCTION {prefix}pgcontext_rare(terms tsquery[]) RETURNS tsquery
+# How many messages of the table have each of these words; 0 where that isn't known, or few.
+_EXPECTED: Final = """
+CREATE FUNCTION {prefix}pgcontext_expected(terms tsquery[]) RETURNS double precision[]
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     messages real := (
         SELECT c.reltuples FROM pg_class AS c WHERE c.oid = '{prefix}messages'::regclass
     );
-    rare tsquery;
 BEGIN
     IF messages <= {ranked_rows_max} THEN
-        RETURN NULL;
+        RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
-    WITH known AS (
-        SELECT e.lexeme, e.frequency
-        FROM pg_stats AS s
-        JOIN pg_class AS t ON t.oid = '{prefix}messages'::regclass
-        CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
-            AS e (lexeme, frequency)
-        WHERE s.schemaname = t.relnamespace::regnamespace::text
-          AND s.tablename = t.relname AND s.attname = 'text_search'
-    ),
-    ordered AS (
-        SELECT term.term, row_number() OVER rarest_first AS place,
-               sum(coalesce(known.frequency, 0)) OVER rarest_first AS frequency
-        FROM unnest(terms) AS term (term)
-        LEFT JOIN known ON '''' || replace(known.lexeme, '''', '''''') || '''' = term.term::text
-        WINDOW rarest_first AS (
-            ORDER BY coalesce(known.frequency, 0), term.term::text ROWS UNBOUNDED PRECEDING
-        )
-    )
-    SELECT string_agg(ordered.term::text, ' | ')::tsquery
-    INTO rare
-    FROM ordered
-    WHERE (ordered.place = 1 OR ordered.frequency * messages <= {ranked_rows_max})
-      AND (SELECT max(o.frequency) FROM ordered AS o) * messages > {ranked_rows_max};
-    RETURN rare;
+    RETURN ARRAY(
+        SELECT coalesce(messages * known.frequency, 0)
+        FROM unnest(terms) WITH ORDINALITY AS t (term, place)
+        LEFT JOIN (
+            SELECT '''' || replace(e.lexeme, '''', '''''') || '''' AS term, e.frequency
+            FROM pg_stats AS s
+            JOIN pg_class AS c ON c.oid = '{prefix}messages'::regclass
+            JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
+                AS e (lexeme, frequency)
+            WHERE s.schemaname = n.nspname
+              AND s.tablename = c.relname AND s.attname = 'text_search'
+        ) AS known ON known.term = t.term::text
+        ORDER BY t.place
+    );
 END
 $function$"""
 
-# Best first, by PostgreSQL's rank, less for texts of many words. With enough of the rare words'
-# matches there is no second look.
+# The best matches of `wanted`, by PostgreSQL's rank for `query`, less for texts of many words; or
+# any of them, without a `query`.
+_MATCHES: Final = """
+CREATE FUNCTION {prefix}pgcontext_matches(
+    of_tenant uuid, wanted tsquery, query tsquery, candidates integer, of_roles text[],
+    since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+) RETURNS TABLE (id uuid)
+LANGUAGE plpgsql STABLE
+SET plan_cache_mode = 'force_custom_plan'
+AS $function$
+BEGIN
+    RETURN QUERY
+    SELECT m.id
+    FROM {prefix}messages AS m
+    WHERE m.tenant_id = of_tenant
+      AND m.text_search @@ wanted
+      AND m.deleted_at IS NULL
+      AND (of_roles IS NULL OR m.role = ANY (of_roles))
+      AND (since IS NULL OR m.created_at >= since)
+      AND (until IS NULL OR m.created_at < until)
+      AND (of_model IS NULL OR m.model = of_model)
+      AND EXISTS (
+          SELECT FROM {prefix}contexts AS c
+          WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
+            AND (of_metadata IS NULL OR c.metadata @> of_metadata)
+      )
+    ORDER BY CASE WHEN query IS NOT NULL THEN
+                 ts_rank(m.text_search, query)
+                 / (1 + ln(1 + length(m.text_search) / 100.0::double precision))
+             END DESC,
+             CASE WHEN query IS NOT NULL THEN m.id END DESC
+    LIMIT candidates;
+END
+$function$"""
+
 _MATCHING: Final = """
 CREATE FUNCTION {prefix}pgcontext_matching(
     of_tenant uuid, query tsquery, terms tsquery[], candidates integer, of_roles text[],
     since timestamptz, until timestamptz, of_metadata jsonb, of_model text
 ) RETURNS TABLE (id uuid)
 LANGUAGE plpgsql STABLE
-SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 DECLARE
-    rare tsquery := {prefix}pgcontext_rare(terms);
-    wanted tsquery := coalesce(rare && query, query);
+    expected double precision[] := {prefix}pgcontext_expected(terms);
+    rare tsquery;
+    few uuid[];
     found uuid[];
 BEGIN
+    SELECT string_agg(o.term::text, ' | ')::tsquery INTO rare
+    FROM (
+        SELECT t.term, row_number() OVER rarest_first AS place,
+               sum(t.expected) OVER rarest_first AS running, sum(t.expected) OVER () AS total
+        FROM unnest(terms, expected) AS t (term, expected)
+        WINDOW rarest_first AS (ORDER BY t.expected, t.term::text ROWS UNBOUNDED PRECEDING)
+    ) AS o
+    WHERE o.total > {ranked_rows_max} AND (o.place = 1 OR o.running <= {ranked_rows_max});
     LOOP
         found := ARRAY(
             SELECT m.id
-            FROM {prefix}messages AS m
-            WHERE m.tenant_id = of_tenant
-              AND m.text_search @@ wanted
-              AND m.deleted_at IS NULL
-              AND (of_roles IS NULL OR m.role = ANY (of_roles))
-              AND (since IS NULL OR m.created_at >= since)
-              AND (until IS NULL OR m.created_at < until)
-              AND (of_model IS NULL OR m.model = of_model)
-              AND EXISTS (
-                  SELECT FROM {prefix}contexts AS c
-                  WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
-                    AND (of_metadata IS NULL OR c.metadata @> of_metadata)
-              )
-            ORDER BY ts_rank(m.text_search, query)
-                     / (1 + ln(1 + length(m.text_search) / 100.0::double precision)) DESC,
-                     m.id DESC
-            LIMIT candidates
+            FROM {prefix}pgcontext_matches(
+                of_tenant, coalesce(rare && query, query), query, candidates, of_roles, since,
+                until, of_metadata, of_model
+            ) AS m
         );
         EXIT WHEN rare IS NULL OR cardinality(found) >= candidates;
         rare := NULL;
-        wanted := query;
     END LOOP;
-    RETURN QUERY SELECT unnest(found);
+    IF cardinality(found) >= candidates THEN
+        FOR place IN 1 .. least(cardinality(terms), {rare_terms_max}) LOOP
+            CONTINUE WHEN expected[place] > {rare_expected_max};
+            few := ARRAY(
+                SELECT m.id
+                FROM {prefix}pgcontext_matches(
+                    of_tenant, terms[place] && query, NULL, {rare_rows_max}, of_roles, since,
+                    until, of_metadata, of_model
+                ) AS m
+            );
+            IF cardinality(few) < {rare_rows_max} THEN
+                found := found || few;
+            END IF;
+        END LOOP;
+    END IF;
+    RETURN QUERY SELECT DISTINCT f.id FROM unnest(found) AS f (id);
 END
 $function$"""

@@ -158,31 +158,37 @@ BEGIN
     INTO share
     FROM pg_stats AS s
     JOIN pg_class AS t ON t.oid = to_regclass('{prefix}messages')
-    WHERE s.schemaname = t.relnamespace::regnamespace::text
+    JOIN pg_namespace AS n ON n.oid = t.relnamespace
+    WHERE s.schemaname = n.nspname
       AND s.tablename = t.relname AND s.attname = 'tenant_id';
     RETURN coalesce(embedded * share * share > exact_rows, false);
 END
 $function$"""
 
-# The best of some candidates by their true distance, and the place of the last of them.
+# The best of some candidates by their true distance, and the last place that one of those was at
+# which are to be sure.
 _BEST: Final = """
 CREATE FUNCTION {prefix}pgcontext_best(
-    of_tenant uuid, query vector, candidates uuid[], hits integer,
+    of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
     OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
 )
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 BEGIN
-    SELECT array_agg(b.id ORDER BY b.distance, b.id),
-           array_agg(b.distance ORDER BY b.distance, b.id),
-           max(b.place)
+    SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
+           max(b.place) FILTER (WHERE b.ordinal <= sure)
     INTO ids, distances, furthest
     FROM (
-        SELECT c.id, c.place, m.embedding <=> query AS distance
+        SELECT c.id, c.place, d.distance, row_number() OVER (ORDER BY d.distance, c.id) AS ordinal
         FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-        JOIN {prefix}messages AS m ON m.tenant_id = of_tenant AND m.id = c.id
-        ORDER BY distance, c.id
+        CROSS JOIN LATERAL (
+            SELECT m.embedding <=> query AS distance
+            FROM {prefix}messages AS m
+            WHERE m.tenant_id = of_tenant AND m.id = c.id
+            LIMIT 1
+        ) AS d
+        ORDER BY ordinal
         LIMIT hits
     ) AS b;
 END
@@ -194,15 +200,16 @@ $function$"""
 # none of this tenant, the scan is right too. A graph whose best hits came late was lost.
 _NEAREST: Final = """
 CREATE FUNCTION {prefix}pgcontext_nearest(
-    of_tenant uuid, query vector, hits integer, exact_rows integer, of_embedding_model text,
-    of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
+    of_tenant uuid, query vector, hits integer, sure integer, exact_rows integer,
+    of_embedding_model text, of_roles text[], since timestamptz, until timestamptz,
+    of_metadata jsonb, of_model text
 ) RETURNS TABLE (id uuid, distance double precision)
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     candidates uuid[];
     best record;
-    depth integer := greatest({depth_min}, {depth_per_hit} * hits);
+    depth integer := greatest({depth_min}, {depth_per_hit} * sure, hits);
     reach integer := {margin} * {margin} * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
@@ -211,7 +218,7 @@ BEGIN
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {prefix}pgcontext_best(of_tenant, query, candidates, hits);
+        best := {prefix}pgcontext_best(of_tenant, query, candidates, hits, sure);
         IF cardinality(candidates) = {graph_candidates} AND best.furthest <= {ef_search} THEN
             RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
             RETURN;
@@ -226,7 +233,7 @@ BEGIN
             ) AS s
         );
         WHILE depth <= reach LOOP
-            best := {prefix}pgcontext_best(of_tenant, query, candidates[1:depth], hits);
+            best := {prefix}pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
             IF best.furthest * {margin} <= depth
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
                 RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);

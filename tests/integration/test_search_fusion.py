@@ -7,7 +7,7 @@ import pytest
 
 from pgcontext import ContextStore, Hit
 from tests.support.chats import user
-from tests.support.embedders import with_embedder
+from tests.support.embedders import Words, with_embedder
 
 
 async def talk(store: ContextStore, contents: Iterable[str]) -> UUID:
@@ -88,3 +88,16 @@ async def test_a_message_without_an_embedding_is_found_by_its_words(store: Conte
     assert waiting.found_by == ("text",)
     assert waiting.distance is None
     assert waiting.score == pytest.approx(0.7 * (waiting.text_score or 0))
+@pytest.mark.parametrize("mode", ["text", "hybrid"])
+@pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
+async def test_the_one_message_with_an_identifier_is_found_among_many_with_common_words(
+    store: ContextStore, mode: str, *, within: bool
+) -> None:
+    """However many messages share the other words of the query."""
+    store = with_embedder(store, Words())
+    common = [f"Caroline went to the support group, visit {visit}" for visit in range(600)]
+    context_id = await talk(store, [*common[:300], "HAT136 is lost", *common[300:]])
+    scope = context_id if within else None
+    query = "When did Caroline go to the support group about HAT136?"
+    hits = await store.search(query, context_id=scope, mode=mode)  # type: ignore[arg-type]
+    assert hits[0].message.content == "HAT136 is lost"

@@ -111,7 +111,7 @@ async def test_a_role_cannot_write_for_another_tenant(app: asyncpg.Connection) -
 async def test_the_nearest_function_sees_no_more(app: asyncpg.Connection) -> None:
     """It runs as its caller: asked for another tenant, it finds nothing."""
     nearest = (
-        "SELECT count(*) FROM pgcontext_nearest($1, '[1,1,1,1,1,1,1,1]'::vector, 10, 1000,"
+        "SELECT count(*) FROM pgcontext_nearest($1, '[1,1,1,1,1,1,1,1]'::vector, 10, 10, 1000,"
         " NULL, NULL, NULL, NULL, NULL, NULL)"
     )
     await set_tenant(app, A)

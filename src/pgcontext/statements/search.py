@@ -50,12 +50,16 @@ _HIT_VIEWERS: Final[LiteralString] = """viewer AS (
     WHERE c.tenant_id = $1 AND c.id IN (SELECT hit.context_id FROM hit)
 )"""
 
+# Read once: a plan that serves all calls would read a parameter's text again for each row.
+_ASKED: Final[LiteralString] = """asked AS MATERIALIZED (SELECT $2::text::vector AS embedding)"""
+
 # Exact: the distance to every embedding the context shows. The cast keeps the HNSW index out.
 _NEAR_IN_CONTEXT: Final[LiteralString] = """near AS MATERIALIZED (
     SELECT s.id, s.distance
-    FROM lineage AS l
+    FROM asked
+    CROSS JOIN lineage AS l
     CROSS JOIN LATERAL (
-        SELECT m.id, m.version, m.embedding <=> $2::text::vector AS distance
+        SELECT m.id, m.version, m.embedding <=> asked.embedding AS distance
         FROM @messages AS m
         WHERE @of_segment
           AND m.embedding IS NOT NULL
@@ -71,9 +75,10 @@ _NEAR_IN_CONTEXT: Final[LiteralString] = """near AS MATERIALIZED (
 
 _NEAR_IN_TENANT: Final[LiteralString] = """near AS MATERIALIZED (
     SELECT n.id, n.distance
-    FROM @nearest(
-        $1, $2::text::vector, @near_count, $16::integer, $11::text, $5::text[], $6::timestamptz,
-        $7::timestamptz, $8::jsonb, $9::text
+    FROM asked
+    CROSS JOIN LATERAL @nearest(
+        $1, asked.embedding, @near_count, $4::integer, $16::integer, $11::text, $5::text[],
+        $6::timestamptz, $7::timestamptz, $8::jsonb, $9::text
     ) AS n
     WHERE $10::double precision IS NULL OR n.distance <= $10
 )"""
@@ -88,10 +93,11 @@ _WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
     FROM (SELECT @text_query($3::text) AS query) AS q
 )"""
 
-# Ranked by PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is: the
-# pool is large enough to choose from by what does.
-_POOL_IN_CONTEXT: Final[LiteralString] = """pool AS MATERIALIZED (
-    SELECT s.id
+# The best by PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is:
+# all that have a word that few have come along, so that an identifier isn't lost among what shares
+# the rest of the query.
+_POOL_IN_CONTEXT: Final[LiteralString] = """matching AS MATERIALIZED (
+    SELECT s.*
     FROM words
     CROSS JOIN lineage AS l
     CROSS JOIN LATERAL (
@@ -103,10 +109,25 @@ _POOL_IN_CONTEXT: Final[LiteralString] = """pool AS MATERIALIZED (
           AND @visible
         OFFSET 0
     ) AS s
-    ORDER BY ts_rank(s.text_search, words.query)
-             / (1 + ln(1 + length(s.text_search) / 100.0::double precision)) DESC,
-             s.version DESC
-    LIMIT greatest(200, $4::integer)
+),
+pool AS MATERIALIZED (
+    (
+        SELECT s.id
+        FROM words CROSS JOIN matching AS s
+        ORDER BY ts_rank(s.text_search, words.query)
+                 / (1 + ln(1 + length(s.text_search) / 100.0::double precision)) DESC,
+                 s.version DESC
+        LIMIT greatest(200, $4::integer)
+    )
+    UNION
+    SELECT s.id
+    FROM words
+    CROSS JOIN unnest(words.terms[1:32]) AS t (term)
+    CROSS JOIN LATERAL (
+        SELECT s.id, count(*) OVER () AS messages
+        FROM (SELECT s.id FROM matching AS s WHERE s.text_search @@ t.term LIMIT 50) AS s
+    ) AS s
+    WHERE s.messages < 50
 )"""
 
 _POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
@@ -185,7 +206,7 @@ _CANDIDATE: Final[LiteralString] = """candidate AS MATERIALIZED (
 _DISTANCE: Final[LiteralString] = """CASE
                WHEN found.by_vector THEN found.distance
                WHEN m.embedding_model IS NOT DISTINCT FROM $11::text
-               THEN m.embedding <=> $2::text::vector
+               THEN m.embedding <=> (SELECT asked.embedding FROM asked)
            END"""
 
 _TEXT_COLUMNS: Final[LiteralString] = """, length(m.text_search) AS word_count,
@@ -295,9 +316,9 @@ WITH RECURSIVE @parameters,
 
 # By mode: what is looked for, how many of the nearest, and which of two hits comes first.
 _PIECES: Final[dict[_Mode, LiteralString]] = {
-    "vector": "@near_piece",
+    "vector": "@asked,\n@near_piece",
     "text": "@words,\n@pool_piece",
-    "hybrid": "@words,\n@near_piece,\n@pool_piece",
+    "hybrid": "@asked,\n@words,\n@near_piece,\n@pool_piece",
 }
 _NEAR_COUNT: Final[dict[_Mode, LiteralString]] = {
     "vector": "$4::integer",
@@ -338,6 +359,7 @@ def _search(
         ("@result", _RESULT),
         ("@parameters", _PARAMETERS),
         ("@filtered", _FILTERED),
+        ("@asked", _ASKED),
     ):
         statement = statement.replace(mark, text)
     return compose(statement)
