@@ -40,6 +40,8 @@ async def growth(url: str, small: Sized, large: Sized, rounds: int) -> AsyncIter
                 turns(finding(store), one.lists) for one, store in zip(asked, stores, strict=True)
             ]
             theirs, ours = await interleaved(rounds, *calls)
+            for one in tried:
+                yield one.compared()
             topic = asked[0].topic
             yield Comparison(
                 what=f"search {large.rows:,} messages, {topic} (recall {tried[1].recall:.3f})",

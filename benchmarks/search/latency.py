@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 QUERIES: Final = 20
 # What counts as the same recall: the difference of one hit in two hundred.
 SAME_RECALL: Final = 0.005
+RECALL_FLOOR: Final = 0.99
 CHOICE_SECONDS_MAX: Final = 3.0
 HEADER: Final = ("messages", "topic", "by hand", "recall@10", "p50")
 
@@ -65,6 +66,18 @@ class Tried(msgspec.Struct, frozen=True):
     family: str
     recall: float
     milliseconds: float
+
+    def compared(self) -> Comparison:
+        """Hold its recall against what is there."""
+        topic = "on topic" if self.on_topic else "off topic"
+        return Comparison(
+            what=f"recall@10, {self.size:,} messages, {topic}",
+            against="what is there",
+            ours=self.recall,
+            theirs=1,
+            floor=RECALL_FLOOR,
+            unit="",
+        )
 
 
 class Asked:
@@ -132,6 +145,7 @@ class Beside:
             for by_hand in self._by_hand
         }
         self.tried += [ours, *tried.values()]
+        yield ours.compared()
         what = f"search {asked.size:,} messages, {asked.topic} (recall {ours.recall:.3f})"
         enough = [hand for hand, of in tried.items() if of.recall >= ours.recall - SAME_RECALL]
         best = min(enough, key=lambda hand: tried[hand].milliseconds, default=None)

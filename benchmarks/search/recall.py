@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.report import aligned, number
 from benchmarks.search.corpus import MESSAGES, K, Sliced, Truth, queries, row_of
+from benchmarks.search.latency import RECALL_FLOOR
 from benchmarks.search.loading import copied, hide_half, loaded, store_on
 from benchmarks.timing import Comparison
 
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from benchmarks.search.vectors import Space
     from pgcontext import ContextStore
 
-FLOOR: Final = 0.99
 HEADER: Final = (
     *("embeddings", "half deleted", "let through", "topic", "searches", "recall@10, mean"),
     *("worst filter", "worst search", "too few hits", "p50"),
@@ -112,7 +112,7 @@ def compare(cells: Sequence[Cell]) -> list[Comparison]:
             against="what is there",
             ours=statistics.mean(worst.recalls),
             theirs=1,
-            floor=FLOOR,
+            floor=RECALL_FLOOR,
             unit="",
         ),
         Comparison(
