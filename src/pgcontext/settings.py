@@ -340,9 +340,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _complete_embedding(values: dict[str, Any], env: Mapping[str, str]) -> None:
-    """Fill in which embedder there is, its key, and what length of embeddings follows from it."""
-    values["embedder"] = values["embedder"] or _default_embedder(values)
-    if values["embedder"] == "local" and values["dimensions"] is None:
+    """Fill in which embedder there is, its key, and what length of embeddings follows from it.
+
+    The embedded database is one for all programs of a user, so the length there is that of the
+    local model also where a program has an embedder of its own, or none.
+    """
+    default = _default_embedder(values)
+    values["embedder"] = values["embedder"] or default
+    if values["dimensions"] is None and "local" in {values["embedder"], default}:
         values["dimensions"] = limits.EMBEDDING_DIMENSIONS_LOCAL
     key = values["embedding_key"]
     if key is None and values["embedder"] == "http" and _is_openai(values["embedding_url"]):

@@ -505,16 +505,18 @@ def test_the_dimensions_that_the_code_says_are_those_of_the_embedded_database() 
     assert asyncio.run(use()) == 1
 
 
-def test_an_embedder_that_is_given_leaves_the_usual_dimensions(
+def test_an_embedder_that_is_given_leaves_the_dimensions_of_the_database(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """1,536, as without a local model; and "none" is a name that the override may have."""
+    """The embedded one is shared with programs that have none; "none" is a name, too."""
     monkeypatch.delenv("PGCONTEXT_DIMENSIONS")
     embedder = CallableEmbedder("mine", lambda texts: [axis(0)] * len(texts))
     for store in (ContextStore(embedder=embedder), ContextStore.from_env(embedder=embedder)):
-        assert (store.embedder, store.settings.dimensions) == (embedder, 1536)
+        assert (store.embedder, store.settings.dimensions) == (embedder, 256)
     bare = ContextStore.from_env(embedder="none")
-    assert (bare.embedder, bare.settings.dimensions) == (None, 1536)
+    assert (bare.embedder, bare.settings.dimensions) == (None, 256)
+    url = "postgresql://app@localhost/app"
+    assert ContextStore(url, embedder=embedder).settings.dimensions == 1536
     named = ContextStore.from_env(embedder="local", tokenizer="cl100k_base")
     assert isinstance(named.embedder, LocalEmbedder)
     assert named.settings.tokenizer == "cl100k_base"
