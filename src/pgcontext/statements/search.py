@@ -194,11 +194,14 @@ _FOUND: Final[dict[_Mode, LiteralString]] = {
 )""",
 }
 
+# By key: a join would be made over all that the tenant has.
 _CANDIDATE: Final[LiteralString] = """candidate AS MATERIALIZED (
     SELECT @message_columns, m.embedding, found.by_vector, found.by_text,
            @distance AS distance@text_columns
     FROM found
-    JOIN @messages AS m ON m.tenant_id = $1 AND m.id = found.id
+    CROSS JOIN LATERAL (
+        SELECT m.* FROM @messages AS m WHERE m.tenant_id = $1 AND m.id = found.id LIMIT 1
+    ) AS m
     @text_join
 )"""
 
