@@ -114,7 +114,9 @@ class Kind(NamedTuple):
 
 
 _UNAVAILABLE: Final = "The database is busy or could not be reached; try again later."
-_NOT_EMBEDDED: Final = "The query could not be embedded; search by words, or try again later."
+_NOT_EMBEDDED: Final = (
+    "No embedding could be made; try again later, or search with mode text, which needs none."
+)
 _BROKEN: Final = "The service failed; what is wrong stands in its log."
 
 # The first that the error is, or is a kind of, decides.
@@ -143,7 +145,7 @@ KINDS: Final[tuple[tuple[type[Exception], Kind], ...]] = (
     (RequestTimeoutError, Kind("request-timeout", 408, "The body did not arrive in time.")),
     (
         EmbeddingError,
-        Kind("embedding-failed", 503, "The query could not be embedded.", _NOT_EMBEDDED),
+        Kind("embedding-failed", 503, "No embedding could be made.", _NOT_EMBEDDED),
     ),
     (PoolTimeoutError, Kind("busy", 503, "No connection became free in time.", _UNAVAILABLE)),
     (UnavailableError, Kind("unavailable", 503, "The database is not available.", _UNAVAILABLE)),
