@@ -108,6 +108,7 @@ async def fill(url: str, *tenants: Rows, hnsw: str = "") -> None:
             if hnsw and " USING hnsw " in definition:
                 definition = definition.replace(" WHERE ", f" WITH ({hnsw}) WHERE ")
             await connection.execute(definition)
+        await connection.execute("CHECKPOINT")  # a page that is being written isn't vacuumed
         await connection.execute("VACUUM (ANALYZE)")
     finally:
         await connection.close()

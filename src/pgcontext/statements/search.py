@@ -90,7 +90,7 @@ _WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
         SELECT DISTINCT found[1]::tsquery
         FROM regexp_matches(q.query::text, $re$('(?:[^']|'')*'(?::\*)?)$re$, 'g') AS found
     ) AS terms
-    FROM (SELECT @text_query($3::text) AS query) AS q
+    FROM (SELECT @text_query($3::text) AS query OFFSET 0) AS q
 )"""
 
 # The best by PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is:
