@@ -195,6 +195,20 @@ def test_real_conversations(cli: Cli, name: str) -> None:
     assert len(out.splitlines()) < 200
 
 
+@pytest.mark.usefixtures("offline")
+def test_of_conversations_it_does_not_know_it_asks_what_they_come_nearest_to(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """One of its everyday matters, in other words than those of the file."""
+    said = ["Good morning!", "I don't remember my user ID.", "The invoice is due on Monday."]
+    talk = jsonl(tmp_path / "talk", [{"role": "user", "content": content} for content in said])
+    out = cli.ok("demo", "--input", talk).out
+    by_words, by_both = searched(out)
+    assert 'query = "forgot my password"' in by_words
+    assert "Nothing: no message has any of them." in by_words
+    assert "1 user Good morning! > 2 user I don't remember my user ID. 3 user The" in by_both
+
+
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"{SHARED} is not there")
 @pytest.mark.usefixtures("offline")
 def test_real_conversations_are_found_in_other_words(cli: Cli) -> None:
