@@ -56,7 +56,8 @@ def _diverse(
     """Choose hits by maximal marginal relevance.
 
     Relevance is the cosine to the query, or the text score as a part of the best one; likeness
-    is the cosine to the nearest hit chosen already. A hit without an embedding is like nothing.
+    is the cosine to the nearest hit chosen already. A hit without an embedding is like nothing, nor
+    is one like what another model embedded.
 
     Source: Carbonell and Goldstein, "The use of MMR", SIGIR 1998.
     """
@@ -77,6 +78,7 @@ def _diverse(
     relevance = np.array([hit.score for hit in hits])
     if hits[0].distance is None:
         relevance /= relevance.max() or 1.0
+    models = np.array([hit.message.embedding_model or "" for hit in hits])
     likeness = np.zeros(len(hits))
     left = np.ones(len(hits), dtype=bool)
     chosen: list[int] = []
@@ -85,5 +87,6 @@ def _diverse(
         best = int(np.argmax(np.where(left, value, -np.inf)))
         chosen.append(best)
         left[best] = False
-        likeness = np.maximum(likeness, vectors @ vectors[best])
+        alike = np.where(models == models[best], vectors @ vectors[best], 0)
+        likeness = np.maximum(likeness, alike)
     return chosen
