@@ -164,6 +164,24 @@ async def test_a_store_without_a_url_uses_it(directory: Path) -> None:
         assert (await store.get(context.id)).name == "embedded"
 
 
+async def test_the_length_of_embeddings_follows_until_there_is_one(directory: Path) -> None:
+    """A program without embeddings came first; from the first embedding on, others are refused."""
+    said = {"role": "user", "content": "a word", "token_count": 2}
+    async with ContextStore(settings=Settings(data_dir=str(directory), dimensions=8)) as store:
+        context = await store.create()
+        await store.append(context.id, said)
+    embedded.stop(directory)
+    async with ContextStore(settings=Settings(data_dir=str(directory), dimensions=4)) as store:
+        await store.append(context.id, {**said, "embedding": [1.0, 0.0, 0.0, 0.0]})
+        [hit] = await store.search([1.0, 0.0, 0.0, 0.0])
+        assert hit.message.version == 2
+        assert len(await store.search("word")) == 2
+    embedded.stop(directory)
+    async with ContextStore(settings=Settings(data_dir=str(directory), dimensions=8)) as store:
+        with pytest.raises(ConfigError, match="4 dimensions, and PGCONTEXT_DIMENSIONS says 8"):
+            await store.get(context.id)
+
+
 async def test_a_store_in_use_survives_the_servers_crash(directory: Path) -> None:
     """When the server is killed under a store, the next call starts it again and goes on."""
     async with ContextStore(settings=Settings(data_dir=str(directory), dimensions=8)) as store:

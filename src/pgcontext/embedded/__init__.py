@@ -139,7 +139,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
 
     The migrations need SQLAlchemy and Alembic, which this process should not have to load. A file
     remembers what was done, so that it costs nothing the next time; and for embeddings of which
-    length, since a database that holds others has to be refused.
+    length, since a database that holds others has to be refused. One that holds none yet follows.
     """
     marker = cluster.directory / "migrated"
     state = f"{limits.SCHEMA_REVISION} {dimensions}"
@@ -152,7 +152,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
     }
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "pgcontext.migrate"],
+            [sys.executable, "-P", "-m", "pgcontext.migrate", "--embedded"],
             env=child_environment(**told),
             stdin=subprocess.DEVNULL,
             capture_output=True,

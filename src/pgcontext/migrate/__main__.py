@@ -1,4 +1,7 @@
-"""`python -m pgcontext.migrate`: upgrade, without the packages of the command line."""
+"""`python -m pgcontext.migrate`: upgrade, without the packages of the command line.
+
+With `--embedded` as the embedded PostgreSQL is at its start.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from pgcontext.errors import (
     UnavailableError,
 )
 from pgcontext.migrate import upgrade
+from pgcontext.migrate.embedded import upgrade_embedded
 
 # Those of the `pgcontext` command; the table is in docs/cli.md.
 EXIT_CODES: Final[tuple[tuple[type[ContextStoreError], int], ...]] = (
@@ -21,6 +25,7 @@ EXIT_CODES: Final[tuple[tuple[type[ContextStoreError], int], ...]] = (
     (UnavailableError, 6),
     (SchemaMismatchError, 7),
 )
+EMBEDDED: Final = "--embedded"
 UNEXPECTED: Final = 70
 INTERRUPTED: Final = 130
 
@@ -28,7 +33,7 @@ INTERRUPTED: Final = 130
 def main() -> int:
     """Upgrade the database that the environment names; return the exit code."""
     try:
-        revision = upgrade()
+        revision = upgrade_embedded() if EMBEDDED in sys.argv[1:] else upgrade()
     except ContextStoreError as error:
         return _fail(str(error), exit_code(error))
     except KeyboardInterrupt:

@@ -1,0 +1,32 @@
+"""The upgrade of an embedded PostgreSQL, where nobody is there to be asked."""
+
+from __future__ import annotations
+
+import msgspec
+
+from pgcontext.migrate.commands import status, upgrade
+from pgcontext.migrate.dimensions import change_dimensions, plan_dimensions
+from pgcontext.settings import Settings
+
+
+def upgrade_embedded() -> str:
+    """Upgrade; where no embedding is stored yet, their length follows the settings.
+
+    Nothing is lost by that. It happens when the first program was one without an embedder, or an
+    older version.
+
+    Returns:
+        The revision the database has now.
+
+    Raises:
+        ContextStoreError: as for `upgrade`; ConfigError where embeddings of another length are.
+    """
+    settings = Settings.from_env()
+    held = status(settings=settings).dimensions
+    if held not in {None, settings.dimensions}:
+        former = msgspec.structs.replace(settings, dimensions=held)
+        upgrade(settings=former)
+        plan = plan_dimensions(settings.dimensions, settings=former)
+        if not plan.embedded and not plan.lost:
+            change_dimensions(settings.dimensions, settings=former)
+    return upgrade(settings=settings)
