@@ -129,7 +129,6 @@ CREATE FUNCTION {schema}.pgcontext_best(
     OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
 )
 LANGUAGE plpgsql STABLE
-SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 BEGIN
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
@@ -161,7 +160,7 @@ AS $function$
 DECLARE
     candidates uuid[];
     best record;
-    depth integer := greatest(400, 8 * sure, hits);
+    depth integer := greatest(100, 8 * sure, hits);
     reach integer := 4 * 4 * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
@@ -170,9 +169,12 @@ BEGIN
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {schema}.pgcontext_best(of_tenant, query, candidates, hits, sure);
-        IF cardinality(candidates) = 2050 AND best.furthest <= 1000 THEN
-            RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+        best := {schema}.pgcontext_best(
+            of_tenant, query, candidates, greatest(hits, 10 * sure), sure
+        );
+        IF best.furthest <= 2 * sure
+           AND best.distances[sure] <= 0.85 * best.distances[10 * sure] THEN
+            RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;
     END IF;
@@ -395,8 +397,8 @@ def execute(text: str) -> None:
 def upgrade() -> None:
     execute(LOAD_LIBRARY)
     execute(DROP_FORMER)
-    execute(VERSION_KEY)
     execute(INDEX)
+    execute(VERSION_KEY)
     for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST, EXPECTED, MATCHES, MATCHING):
         execute(function)
 

@@ -16,14 +16,18 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The graph's own settings: how many it keeps in sight, and how many it gives. What is near comes
-# first; what comes beyond the first EF_SEARCH shows whether the graph was lost.
+# The graph's own settings: how many it keeps in sight, and how many it gives, which takes it three
+# looks. It is believed if the later looks found nothing that belongs to the best, and if the best
+# stand out: a graph that lost its way ends where everything is about as far.
 EF_SEARCH: Final = 1_000
 GRAPH_CANDIDATES: Final = 2_050
 GRAPH_TUPLES_MAX: Final = 100_000
+GRAPH_FURTHEST_PER_HIT: Final = 2
+GRAPH_CROWD_PER_HIT: Final = 10
+GRAPH_CONTRAST: Final = 0.85
 # How many signatures are looked behind at first, per hit and at least, and how far the best hits
 # must lie within them to be taken for all there is.
-SCAN_DEPTH_MIN: Final = 400
+SCAN_DEPTH_MIN: Final = 100
 SCAN_DEPTH_PER_HIT: Final = 8
 SCAN_MARGIN: Final = 4
 
@@ -41,6 +45,9 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         "{ef_search}": str(EF_SEARCH),
         "{graph_candidates}": str(GRAPH_CANDIDATES),
         "{graph_tuples_max}": str(GRAPH_TUPLES_MAX),
+        "{furthest_per_hit}": str(GRAPH_FURTHEST_PER_HIT),
+        "{crowd_per_hit}": str(GRAPH_CROWD_PER_HIT),
+        "{contrast}": str(GRAPH_CONTRAST),
         "{depth_min}": str(SCAN_DEPTH_MIN),
         "{depth_per_hit}": str(SCAN_DEPTH_PER_HIT),
         "{margin}": str(SCAN_MARGIN),
@@ -173,7 +180,6 @@ CREATE FUNCTION {prefix}pgcontext_best(
     OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
 )
 LANGUAGE plpgsql STABLE
-SET plan_cache_mode = 'force_custom_plan'
 AS $function$
 BEGIN
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
@@ -197,7 +203,8 @@ $function$"""
 # With nothing to filter, and where an exact scan would read too much, the graph is asked. Its work
 # grows as the tenant's share of the table shrinks; the scan's is the tenant's rows: hence the
 # square. What the tenant holds is taken from the planner's statistics; where there are none, or
-# none of this tenant, the scan is right too. A graph whose best hits came late was lost.
+# none of this tenant, the scan is right too. What the graph says is believed if its best hits came
+# first, and are nearer than ten times as many; otherwise the scan answers.
 _NEAREST: Final = """
 CREATE FUNCTION {prefix}pgcontext_nearest(
     of_tenant uuid, query vector, hits integer, sure integer, exact_rows integer,
@@ -218,9 +225,12 @@ BEGIN
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {prefix}pgcontext_best(of_tenant, query, candidates, hits, sure);
-        IF cardinality(candidates) = {graph_candidates} AND best.furthest <= {ef_search} THEN
-            RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+        best := {prefix}pgcontext_best(
+            of_tenant, query, candidates, greatest(hits, {crowd_per_hit} * sure), sure
+        );
+        IF best.furthest <= {furthest_per_hit} * sure
+           AND best.distances[sure] <= {contrast} * best.distances[{crowd_per_hit} * sure] THEN
+            RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;
     END IF;

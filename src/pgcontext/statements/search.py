@@ -1,8 +1,8 @@
 """Statements of search. $1 is the tenant.
 
-There are six: over what one context shows, or over the tenant's live messages; by vector, by text,
-or by both. All take the parameters that `@parameters` lists, so that they can be called alike, and
-are made of the same pieces:
+There are twelve: over what one context shows, or over the tenant's live messages; by vector, by
+text, or by both; with the messages around each hit, or without. All take the parameters that
+`@parameters` lists, so that they can be called alike, and are made of the same pieces:
 
 `near`: the nearest messages (`id`, `distance`), exact within a context, by `pgcontext_nearest` over
 the tenant. `pool`: the best of those that match the words (`id`), by `pgcontext_matching` over the
@@ -226,7 +226,7 @@ _HIT: Final[LiteralString] = """hit AS MATERIALIZED (
     LIMIT $4::integer
 )"""
 
-_RESULT: Final[LiteralString] = """around AS (
+_AROUND: Final[LiteralString] = """around AS (
     SELECT h.place, s.*
     FROM hit AS h
     CROSS JOIN LATERAL (
@@ -268,10 +268,12 @@ _RESULT: Final[LiteralString] = """around AS (
             ) AS n
         )
     ) AS s
-    WHERE $12::integer > 0
-)
-SELECT s.place, s.step, s.distance, s.text_score, s.score, s.by_vector, s.by_text, s.embedding,
-       @shown_columns
+)"""
+
+_RESULT: Final[
+    LiteralString
+] = """SELECT s.place, s.step, s.distance, s.text_score, s.score, s.by_vector, s.by_text,
+       s.embedding, @shown_columns
 FROM (
     SELECT hit.place, 0::bigint AS step, hit.distance, hit.text_score, hit.score, hit.by_vector,
            hit.by_text, CASE WHEN $13::boolean THEN hit.embedding::text END AS embedding,
@@ -280,15 +282,17 @@ FROM (
            hit.idempotency_key, hit.embedding_model, hit.embedding_pending,
            NULL::timestamptz AS deleted_at
     FROM hit
-    UNION ALL
+    @and_around
+) AS s
+ORDER BY s.place, s.step"""
+
+_AND_AROUND: Final[LiteralString] = """UNION ALL
     SELECT around.place, around.step, NULL, NULL, NULL, NULL, NULL, NULL,
            around.id, around.context_id, around.version, around.created_at, around.role,
            around.content, around.tool_call_id, around.tool_name, around.token_count, around.model,
            around.payload, around.idempotency_key, around.embedding_model,
            around.embedding_pending, NULL::timestamptz
-    FROM around
-) AS s
-ORDER BY s.place, s.step"""
+    FROM around"""
 
 _IN_CONTEXT: Final[LiteralString] = """
 -- pgcontext.search_context_@mode
@@ -299,7 +303,7 @@ WITH RECURSIVE @parameters,
 @found,
 @candidate,
 @scored,
-@hit,
+@hit@around
 @result
 """
 
@@ -310,9 +314,7 @@ WITH RECURSIVE @parameters,
 @found,
 @candidate,
 @scored,
-@hit,
-@hit_viewers,
-@lineage,
+@hit@around
 @result
 """
 
@@ -336,9 +338,18 @@ _BEST: Final[dict[_Mode, LiteralString]] = {
 
 
 def _search(
-    statement: LiteralString, mode: _Mode, *, near: LiteralString, pool: LiteralString
+    statement: LiteralString,
+    mode: _Mode,
+    *,
+    near: LiteralString,
+    pool: LiteralString,
+    around: LiteralString,
 ) -> LiteralString:
-    """Put the pieces of a mode together, `near` and `pool` made in these ways."""
+    """Put the pieces of a mode together, `near` and `pool` made in these ways.
+
+    `around` is empty where no neighbors are asked for: planning for them would take longer than
+    many a search.
+    """
     by_text = mode != "vector"
     by_both = mode == "hybrid"
     for mark, text in (
@@ -356,10 +367,12 @@ def _search(
         ("@scored", _SCORED[mode]),
         ("@rated", _RATED),
         ("@context_viewer", _CONTEXT_VIEWER),
+        ("@around", around),
         ("@hit_viewers", _HIT_VIEWERS),
         ("@hit", _HIT),
         ("@best", _BEST[mode]),
         ("@result", _RESULT),
+        ("@and_around", _AND_AROUND if around else ""),
         ("@parameters", _PARAMETERS),
         ("@filtered", _FILTERED),
         ("@asked", _ASKED),
@@ -368,17 +381,35 @@ def _search(
     return compose(statement)
 
 
-def _in_context(mode: _Mode) -> LiteralString:
-    return _search(_IN_CONTEXT, mode, near=_NEAR_IN_CONTEXT, pool=_POOL_IN_CONTEXT)
+def _in_context(mode: _Mode, *, around: bool = False) -> LiteralString:
+    return _search(
+        _IN_CONTEXT,
+        mode,
+        near=_NEAR_IN_CONTEXT,
+        pool=_POOL_IN_CONTEXT,
+        around=f",\n{_AROUND}" if around else "",
+    )
 
 
-def _in_tenant(mode: _Mode) -> LiteralString:
-    return _search(_IN_TENANT, mode, near=_NEAR_IN_TENANT, pool=_POOL_IN_TENANT)
+def _in_tenant(mode: _Mode, *, around: bool = False) -> LiteralString:
+    return _search(
+        _IN_TENANT,
+        mode,
+        near=_NEAR_IN_TENANT,
+        pool=_POOL_IN_TENANT,
+        around=f",\n@hit_viewers,\n@lineage,\n{_AROUND}" if around else "",
+    )
 
 
 SEARCH_CONTEXT_VECTOR: Final[LiteralString] = _in_context("vector")
+SEARCH_CONTEXT_VECTOR_AROUND: Final[LiteralString] = _in_context("vector", around=True)
 SEARCH_CONTEXT_TEXT: Final[LiteralString] = _in_context("text")
+SEARCH_CONTEXT_TEXT_AROUND: Final[LiteralString] = _in_context("text", around=True)
 SEARCH_CONTEXT_HYBRID: Final[LiteralString] = _in_context("hybrid")
+SEARCH_CONTEXT_HYBRID_AROUND: Final[LiteralString] = _in_context("hybrid", around=True)
 SEARCH_TENANT_VECTOR: Final[LiteralString] = _in_tenant("vector")
+SEARCH_TENANT_VECTOR_AROUND: Final[LiteralString] = _in_tenant("vector", around=True)
 SEARCH_TENANT_TEXT: Final[LiteralString] = _in_tenant("text")
+SEARCH_TENANT_TEXT_AROUND: Final[LiteralString] = _in_tenant("text", around=True)
 SEARCH_TENANT_HYBRID: Final[LiteralString] = _in_tenant("hybrid")
+SEARCH_TENANT_HYBRID_AROUND: Final[LiteralString] = _in_tenant("hybrid", around=True)

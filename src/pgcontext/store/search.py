@@ -21,14 +21,20 @@ MODES: Final[tuple[Mode, ...]] = get_args(Mode)
 # Thinning needs more to choose from.
 DIVERSITY_CANDIDATES: Final = 4
 
-_SEARCHES: Final[dict[tuple[bool, bool, bool], LiteralString]] = {
-    # (within a context, by vector, by text)
-    (True, True, False): statements.SEARCH_CONTEXT_VECTOR,
-    (True, False, True): statements.SEARCH_CONTEXT_TEXT,
-    (True, True, True): statements.SEARCH_CONTEXT_HYBRID,
-    (False, True, False): statements.SEARCH_TENANT_VECTOR,
-    (False, False, True): statements.SEARCH_TENANT_TEXT,
-    (False, True, True): statements.SEARCH_TENANT_HYBRID,
+_SEARCHES: Final[dict[tuple[bool, bool, bool, bool], LiteralString]] = {
+    # (within a context, by vector, by text, with the messages around)
+    (True, True, False, False): statements.SEARCH_CONTEXT_VECTOR,
+    (True, True, False, True): statements.SEARCH_CONTEXT_VECTOR_AROUND,
+    (True, False, True, False): statements.SEARCH_CONTEXT_TEXT,
+    (True, False, True, True): statements.SEARCH_CONTEXT_TEXT_AROUND,
+    (True, True, True, False): statements.SEARCH_CONTEXT_HYBRID,
+    (True, True, True, True): statements.SEARCH_CONTEXT_HYBRID_AROUND,
+    (False, True, False, False): statements.SEARCH_TENANT_VECTOR,
+    (False, True, False, True): statements.SEARCH_TENANT_VECTOR_AROUND,
+    (False, False, True, False): statements.SEARCH_TENANT_TEXT,
+    (False, False, True, True): statements.SEARCH_TENANT_TEXT_AROUND,
+    (False, True, True, False): statements.SEARCH_TENANT_HYBRID,
+    (False, True, True, True): statements.SEARCH_TENANT_HYBRID_AROUND,
 }
 
 
@@ -97,8 +103,8 @@ class SearchMethods(ContextMethods):
             self._settings.exact_rows,
         )
         vector, words = await self._query(query, mode, by_distance=max_distance is not None)
-        statement = _SEARCHES[scope is not None, vector is not None, words is not None]
-        found, _ = await self._fetch(statement, vector, words, *arguments)
+        chosen = scope is not None, vector is not None, words is not None, neighbors > 0
+        found, _ = await self._fetch(_SEARCHES[chosen], vector, words, *arguments)
         if not found and scope is not None:
             # Nothing found in it, or no such context: that takes another look.
             await self.get(scope)
