@@ -72,9 +72,9 @@ async def sessions(url: str) -> list[tuple[int, dict[str, Any]]]:
         # A transaction that stays open keeps the server connection from the next client.
         await client.execute("BEGIN")
         process = await client.fetchval("SELECT pg_backend_pid()")
-        await client.execute(
-            "SELECT '[1]'::vector"
-        )  # the extension's settings come with its library
+        # Settings of the extension, and of the language of functions, come with their libraries.
+        await client.execute("SELECT '[1]'::vector")
+        await client.execute("DO 'BEGIN END'")
         found += [(process, dict(row)) for row in await client.fetch(SESSION)]
     for client in clients:
         await client.execute("ROLLBACK")

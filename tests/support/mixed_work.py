@@ -51,7 +51,7 @@ class Worker:
         self._same([(m.version, m.content) for m in messages], list(expected))
 
     async def _story(self, word: str) -> None:
-        """Thirty calls that end with the context gone from every view."""
+        """Some forty calls that end with the context gone from every view."""
         do, store = self._do, self.store
         root = (await do(store.create(name=word, metadata={"word": word}))).id
         self._same((await do(store.get(root))).name, word)
@@ -77,6 +77,7 @@ class Worker:
         except ContextNotFoundError:
             pass
         self._same((await do(store.restore(root))).id, root)
+        await self._embed(word)
         await do(store.purge(older_than=timedelta(days=1)))
         self._same((await do(store.erase(root))).messages, 4)
 
@@ -89,6 +90,9 @@ class Worker:
         for scope in (None, root):
             hits = await do(store.search(word, context_id=scope, mode="text"))
             self._same(sorted(hit.message.content or "" for hit in hits), [m[1] for m in said])
+            hits = await do(store.search(word, context_id=scope, mode="hybrid", neighbors=1))
+            both = [hit.message.content or "" for hit in hits if "text" in hit.found_by]
+            self._same(sorted(both), [m[1] for m in said])
         hits = await do(store.search(vector(said[1][0]), context_id=root, limit=1))
         self._said([hit.message for hit in hits], said[1])
         self._same(len(await do(store.search(vector(1), limit=1))), 1)
@@ -106,12 +110,31 @@ class Worker:
         self._said([*diff.only_a, *diff.only_b], said[2], mine)
         self._said(await do(store.merge(fork, into=root, rebase=True)), (4, mine[1]))
 
+    async def _embed(self, word: str) -> None:
+        do, store = self._do, self.store
+        context_id = (await do(store.create(name=word))).id
+        later = {"role": "user", "content": f"{word} later", "token_count": 1}
+        written = await do(store.append(context_id, later, embed="later"))
+        self._same([message.embedding_pending for message in written], [True])
+        await do(store.embed_pending())
+        self._same((await do(store.erase(context_id))).messages, 1)
+
     async def _all(self, context_id: UUID) -> list[Message]:
         return [message async for message in self.store.iter_history(context_id, page_size=2)]
 
 
+class Numbers:
+    """An embedder to which all texts are one."""
+
+    model = "numbers"
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        return [vector(1) for _ in texts]
+
+
 def message(version: int, content: str) -> dict[str, Any]:
-    return {"role": "user", "content": content, "token_count": 1, "embedding": vector(version)}
+    embedded = {"embedding": vector(version), "embedding_model": Numbers.model}
+    return {"role": "user", "content": content, "token_count": 1, **embedded}
 
 
 def vector(number: int) -> list[float]:
@@ -119,7 +142,7 @@ def vector(number: int) -> list[float]:
 
 
 async def main(name: str, count: int, rounds: int) -> None:
-    async with ContextStore.from_env(acquire_seconds=60) as store:
+    async with ContextStore.from_env(acquire_seconds=60, embedder=Numbers()) as store:
         workers = [Worker(store, f"{name}q{number}") for number in range(count)]
         await asyncio.gather(*(worker.work(rounds) for worker in workers))
     wrong = [sentence for worker in workers for sentence in worker.wrong]
