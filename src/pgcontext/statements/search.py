@@ -387,7 +387,7 @@ def _in_context(mode: _Mode, *, around: bool = False) -> LiteralString:
         mode,
         near=_NEAR_IN_CONTEXT,
         pool=_POOL_IN_CONTEXT,
-        around=f",\n{_AROUND}" if around else "",
+        around=",\n" + _AROUND if around else "",
     )
 
 
@@ -397,7 +397,7 @@ def _in_tenant(mode: _Mode, *, around: bool = False) -> LiteralString:
         mode,
         near=_NEAR_IN_TENANT,
         pool=_POOL_IN_TENANT,
-        around=f",\n@hit_viewers,\n@lineage,\n{_AROUND}" if around else "",
+        around=",\n@hit_viewers,\n@lineage,\n" + _AROUND if around else "",
     )
 
 
