@@ -126,23 +126,30 @@ $function$"""
 BEST = """
 CREATE FUNCTION {schema}.pgcontext_best(
     of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
-    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
+    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint, OUT seen bigint
 )
 LANGUAGE plpgsql STABLE
 AS $function$
 BEGIN
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure)
-    INTO ids, distances, furthest
+           max(b.place) FILTER (WHERE b.ordinal <= sure), max(b.seen)
+    INTO ids, distances, furthest, seen
     FROM (
-        SELECT c.id, c.place, d.distance, row_number() OVER (ORDER BY d.distance, c.id) AS ordinal
-        FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-        CROSS JOIN LATERAL (
-            SELECT m.embedding <=> query AS distance
-            FROM {schema}.messages AS m
-            WHERE m.tenant_id = of_tenant AND m.id = c.id
-            LIMIT 1
-        ) AS d
+        SELECT p.*, row_number() OVER (ORDER BY p.distance, p.id) AS ordinal,
+               max(p.place) OVER () AS seen
+        FROM (
+            SELECT f.id, f.distance, dense_rank() OVER (ORDER BY f.first) AS place
+            FROM (
+                SELECT c.id, d.distance, min(c.place) OVER (PARTITION BY d.distance) AS first
+                FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
+                CROSS JOIN LATERAL (
+                    SELECT m.embedding <=> query AS distance
+                    FROM {schema}.messages AS m
+                    WHERE m.tenant_id = of_tenant AND m.id = c.id
+                    LIMIT 1
+                ) AS d
+            ) AS f
+        ) AS p
         ORDER BY ordinal
         LIMIT hits
     ) AS b;
@@ -188,7 +195,7 @@ BEGIN
         );
         WHILE depth <= reach LOOP
             best := {schema}.pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
-            IF best.furthest * 4 <= depth
+            IF best.furthest * 4 <= best.seen
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
                 RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
                 RETURN;

@@ -172,28 +172,36 @@ BEGIN
 END
 $function$"""
 
-# The best of some candidates by their true distance, and the last place that one of those was at
-# which are to be sure.
+# The best of some candidates by their true distance, the last place that one of those was at which
+# are to be sure, and how many places there are. Candidates that are equally far share the place of
+# the first: however often a text was said, it is one thing that was looked at.
 _BEST: Final = """
 CREATE FUNCTION {prefix}pgcontext_best(
     of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
-    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint
+    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint, OUT seen bigint
 )
 LANGUAGE plpgsql STABLE
 AS $function$
 BEGIN
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure)
-    INTO ids, distances, furthest
+           max(b.place) FILTER (WHERE b.ordinal <= sure), max(b.seen)
+    INTO ids, distances, furthest, seen
     FROM (
-        SELECT c.id, c.place, d.distance, row_number() OVER (ORDER BY d.distance, c.id) AS ordinal
-        FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-        CROSS JOIN LATERAL (
-            SELECT m.embedding <=> query AS distance
-            FROM {prefix}messages AS m
-            WHERE m.tenant_id = of_tenant AND m.id = c.id
-            LIMIT 1
-        ) AS d
+        SELECT p.*, row_number() OVER (ORDER BY p.distance, p.id) AS ordinal,
+               max(p.place) OVER () AS seen
+        FROM (
+            SELECT f.id, f.distance, dense_rank() OVER (ORDER BY f.first) AS place
+            FROM (
+                SELECT c.id, d.distance, min(c.place) OVER (PARTITION BY d.distance) AS first
+                FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
+                CROSS JOIN LATERAL (
+                    SELECT m.embedding <=> query AS distance
+                    FROM {prefix}messages AS m
+                    WHERE m.tenant_id = of_tenant AND m.id = c.id
+                    LIMIT 1
+                ) AS d
+            ) AS f
+        ) AS p
         ORDER BY ordinal
         LIMIT hits
     ) AS b;
@@ -244,7 +252,7 @@ BEGIN
         );
         WHILE depth <= reach LOOP
             best := {prefix}pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
-            IF best.furthest * {margin} <= depth
+            IF best.furthest * {margin} <= best.seen
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
                 RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
                 RETURN;
