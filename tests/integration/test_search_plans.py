@@ -185,7 +185,7 @@ async def test_a_scan_stays_inside_the_signatures_of_the_tenant(
     uses = await used(scanning, connection, scanning.search(query_of(LARGE)))
     assert uses["messages_signature_idx"].entries == ROWS[LARGE]
     assert inside(uses["messages_signature_idx"])
-    assert SCAN_DEPTH_MIN < uses["messages_pkey"].fetched < 10 * SCAN_DEPTH_MIN
+    assert SCAN_DEPTH_MIN < uses["messages_pkey"].fetched < ROWS[LARGE] / 20
     assert not {"messages", "messages_embedding_idx", "messages_version_key"} & set(uses)
 
 
@@ -391,5 +391,5 @@ async def test_a_query_is_read_once_and_not_for_each_row(
     values = ", ".join(["NULL"] * 16)
     plan = await connection.fetch(f"EXPLAIN (VERBOSE, COSTS OFF) EXECUTE asked({values})")
     text = "\n".join(line for (line,) in plan)
-    assert text.count("($2)::vector") == (0 if name.endswith("TEXT") else 1)
-    assert text.count("pgcontext_text_query($3)") == (0 if name.endswith("VECTOR") else 1)
+    assert text.count("($2)::vector") == ("_TEXT" not in name)
+    assert text.count("pgcontext_text_query($3)") == ("_VECTOR" not in name)
