@@ -22,17 +22,18 @@ REMOVALS_MAX: Final = 50
 
 
 @contextmanager
-def running(directory: Path | None) -> Generator[str]:
+def running(directory: Path | None, **settings: str) -> Generator[str]:
     """Run a migrated server and give its URL.
 
-    Nothing is set: a commit waits for the disk (`fsync`), and autovacuum runs, as in a database
-    that somebody uses.
+    Nothing else is set: a commit waits for the disk (`fsync`), and autovacuum runs, as in a
+    database that somebody uses.
 
     Args:
         directory: keeps the database for the next run; None removes it afterwards.
+        settings: of the server.
     """
     where = directory or Path(tempfile.mkdtemp(prefix="pgcontext-bench-"))
-    cluster = Cluster(where.absolute())
+    cluster = Cluster(where.absolute(), settings=settings)
     try:
         with cluster.exclusive():
             cluster.ensure_running()

@@ -48,6 +48,8 @@ class Scale(msgspec.Struct, frozen=True):
     rounds: int
 
 
+# What a database of this size is given: a sixth of this machine's memory.
+SHARED_BUFFERS: Final = "4GB"
 FULL: Final = Scale(
     recall_rows=200_000,
     recall_queries=10,
@@ -160,7 +162,7 @@ def main() -> int:
     arguments = _arguments()
     if not RECORDED.exists():
         print("No recorded embeddings beside the project: made-up ones of the same spectrum.")
-    with running(arguments.keep) as url:
+    with running(arguments.keep, shared_buffers=SHARED_BUFFERS) as url:
         run = Run(url, QUICK if arguments.quick else FULL, arguments)
         asyncio.run(run.everything())
     print(f"\n{report.table(run.comparisons)}")

@@ -73,7 +73,7 @@ LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 SET enable_sort = 'off'
 SET hnsw.iterative_scan = 'relaxed_order'
-SET hnsw.ef_search = '1000'
+SET hnsw.ef_search = '600'
 SET hnsw.max_scan_tuples = '100000'
 AS $function$
 DECLARE
@@ -90,7 +90,7 @@ BEGIN
           WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NOT NULL
       )
     ORDER BY m.embedding::halfvec({dimensions}) <=> sought
-    LIMIT 2050;
+    LIMIT 650;
 END
 $function$"""
 
@@ -176,11 +176,9 @@ BEGIN
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {schema}.pgcontext_best(
-            of_tenant, query, candidates, greatest(hits, 10 * sure), sure
-        );
+        best := {schema}.pgcontext_best(of_tenant, query, candidates, greatest(hits, 400), sure);
         IF best.furthest <= 2 * sure
-           AND best.distances[sure] <= 0.85 * best.distances[10 * sure] THEN
+           AND best.distances[sure] <= 0.7 * best.distances[400] THEN
             RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;

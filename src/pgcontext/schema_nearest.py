@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The graph's own settings: how many it keeps in sight, and how many it gives, which takes it three
-# looks. It is believed if the later looks found nothing that belongs to the best, and if the best
-# stand out: a graph that lost its way ends where everything is about as far.
-EF_SEARCH: Final = 1_000
-GRAPH_CANDIDATES: Final = 2_050
+# The graph's own settings: how many it keeps in sight, and how many it gives, which takes it a
+# second look. It is believed if that found nothing that belongs to the best, and if the best are
+# much nearer than what is around them: a graph that lost its way ends where all is about as far.
+EF_SEARCH: Final = 600
+GRAPH_CANDIDATES: Final = 650
 GRAPH_TUPLES_MAX: Final = 100_000
 GRAPH_FURTHEST_PER_HIT: Final = 2
-GRAPH_CROWD_PER_HIT: Final = 10
-GRAPH_CONTRAST: Final = 0.85
+GRAPH_CROWD: Final = 400
+GRAPH_CONTRAST: Final = 0.7
 # How many signatures are looked behind at first, per hit and at least, and how far the best hits
 # must lie within them to be taken for all there is.
 SCAN_DEPTH_MIN: Final = 100
@@ -46,7 +46,7 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         "{graph_candidates}": str(GRAPH_CANDIDATES),
         "{graph_tuples_max}": str(GRAPH_TUPLES_MAX),
         "{furthest_per_hit}": str(GRAPH_FURTHEST_PER_HIT),
-        "{crowd_per_hit}": str(GRAPH_CROWD_PER_HIT),
+        "{crowd}": str(GRAPH_CROWD),
         "{contrast}": str(GRAPH_CONTRAST),
         "{depth_min}": str(SCAN_DEPTH_MIN),
         "{depth_per_hit}": str(SCAN_DEPTH_PER_HIT),
@@ -212,7 +212,7 @@ $function$"""
 # grows as the tenant's share of the table shrinks; the scan's is the tenant's rows: hence the
 # square. What the tenant holds is taken from the planner's statistics; where there are none, or
 # none of this tenant, the scan is right too. What the graph says is believed if its best hits came
-# first, and are nearer than ten times as many; otherwise the scan answers.
+# first, and are much nearer than the crowd; otherwise the scan answers.
 _NEAREST: Final = """
 CREATE FUNCTION {prefix}pgcontext_nearest(
     of_tenant uuid, query vector, hits integer, sure integer, exact_rows integer,
@@ -233,11 +233,9 @@ BEGIN
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {prefix}pgcontext_best(
-            of_tenant, query, candidates, greatest(hits, {crowd_per_hit} * sure), sure
-        );
+        best := {prefix}pgcontext_best(of_tenant, query, candidates, greatest(hits, {crowd}), sure);
         IF best.furthest <= {furthest_per_hit} * sure
-           AND best.distances[sure] <= {contrast} * best.distances[{crowd_per_hit} * sure] THEN
+           AND best.distances[sure] <= {contrast} * best.distances[{crowd}] THEN
             RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;
