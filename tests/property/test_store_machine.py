@@ -39,10 +39,11 @@ from pgcontext import (
     VersionConflictError,
 )
 from tests.support import DIMENSIONS
+from tests.support.embedders import Constant, with_embedder
 from tests.support.model import Chat, Key, Model
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterable
+    from collections.abc import Callable, Coroutine, Iterable, Sequence
 
     from pgcontext import Context, Hit, Message
 
@@ -57,6 +58,7 @@ METHODS: Final = (
     *("append", "fork", "merge", "delete", "restore", "delete_messages", "restore_messages"),
     "erase",
 )
+EMBEDDING_MODEL: Final = "drawn"
 WORDS: Final = ("amber", "birch", "cobalt", "dune", "ember", "falcon")
 STORE_FIELDS: Final = {"token_count", "embedding"}  # what a mapping tells the store, not the reader
 
@@ -189,7 +191,7 @@ def bare(mapping: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in mapping.items() if key not in STORE_FIELDS}
 
 
-def distance(a: list[int], b: list[int]) -> float:
+def distance(a: Sequence[float], b: Sequence[float]) -> float:
     dot = sum(x * y for x, y in zip(a, b, strict=True))
     return 1 - dot / sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
@@ -513,6 +515,7 @@ class StoreMachine(RuleBasedStateMachine):
                 self.check_diff(side, context_id, other),
                 self.check_text_search(side, context_id, chance),
                 self.check_vector_search(side, context_id, chance),
+                self.check_hybrid_search(side, context_id, chance),
             )
         await self.check_tenant_search(side, chance)
 
@@ -637,6 +640,28 @@ class StoreMachine(RuleBasedStateMachine):
         assert found == pytest.approx([distances[key] for key in keys], abs=1e-5)
         self.check_hits(side, hits, keys, limit=limit)
 
+    async def check_hybrid_search(
+        self, side: Side, context_id: UUID, chance: random.Random
+    ) -> None:
+        """Whatever has an embedding or one of the words, and which of these it was found by."""
+        query = [float(chance.choice((-2, -1, 1, 2))) for _ in range(DIMENSIONS)]
+        store = with_embedder(side.store, Constant(query, EMBEDDING_MODEL))
+        asked, limit = chance.sample(WORDS, 2), chance.choice((3, 200))
+        hits = await store.search(" ".join(asked), context_id=context_id, limit=limit)
+        said = {key: side.model.said[key] for key in side.model.history(context_id)}
+        by = {
+            key: ("vector",) * ("embedding" in mapping)
+            + ("text",) * bool(words(mapping) & set(asked))
+            for key, mapping in said.items()
+        }
+        self.check_hits(side, hits, [key for key, found_by in by.items() if found_by], limit=limit)
+        for hit in hits:
+            key = hit.message.version, hit.message.context_id
+            assert hit.found_by == by[key]
+            if "vector" in by[key]:
+                exact = distance(query, said[key]["embedding"])
+                assert hit.distance == pytest.approx(exact, abs=1e-5)
+
     async def check_tenant_search(self, side: Side, chance: random.Random) -> None:
         """Without a context: what the heads of the living owners show."""
         model = side.model
@@ -665,7 +690,8 @@ def test_the_store_behaves_as_its_model(database_url: str) -> None:
     # Many steps, or a failure that is made small, take longer than a test that hangs may.
     faulthandler.cancel_dump_traceback_later()
     with asyncio.Runner() as runner:
-        StoreMachine.runner, StoreMachine.root = runner, ContextStore(database_url)
+        StoreMachine.runner = runner
+        StoreMachine.root = ContextStore.from_env(url=database_url, embedding_model=EMBEDDING_MODEL)
         try:
             run_state_machine_as_test(
                 StoreMachine,

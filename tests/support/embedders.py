@@ -59,6 +59,23 @@ class Words:
         return [round(chance.gauss(0, 1), 4) for _ in range(self.dimensions)]
 
 
+class Constant(Words):
+    """An embedder to which all texts are one.
+
+    Args:
+        embedding: of any text.
+        model: its name.
+    """
+
+    def __init__(self, embedding: list[float], model: str = "constant") -> None:
+        super().__init__(model, dimensions=len(embedding))
+        self.embedding = embedding
+
+    def vector(self, text: str) -> list[float]:  # noqa: ARG002 (whatever it is)
+        """What any text's embedding is."""
+        return self.embedding
+
+
 def with_embedder(store: ContextStore, embedder: Words | None = None) -> ContextStore:
     """The same store over the same connections, but with an embedder."""
     other = store.for_tenant(store.tenant_id)
