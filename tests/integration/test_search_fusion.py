@@ -88,6 +88,8 @@ async def test_a_message_without_an_embedding_is_found_by_its_words(store: Conte
     assert waiting.found_by == ("text",)
     assert waiting.distance is None
     assert waiting.score == pytest.approx(0.7 * (waiting.text_score or 0))
+
+
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
 @pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
 async def test_the_one_message_with_an_identifier_is_found_among_many_with_common_words(

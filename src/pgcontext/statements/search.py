@@ -352,7 +352,7 @@ def _search(
     """
     by_text = mode != "vector"
     by_both = mode == "hybrid"
-    for mark, text in (
+    pieces: tuple[tuple[LiteralString, LiteralString], ...] = (
         ("@mode", mode),
         ("@pieces", _PIECES[mode]),
         ("@near_piece", near),
@@ -376,7 +376,8 @@ def _search(
         ("@parameters", _PARAMETERS),
         ("@filtered", _FILTERED),
         ("@asked", _ASKED),
-    ):
+    )
+    for mark, text in pieces:
         statement = statement.replace(mark, text)
     return compose(statement)
 
