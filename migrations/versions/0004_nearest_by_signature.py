@@ -131,27 +131,25 @@ CREATE FUNCTION {schema}.pgcontext_best(
 LANGUAGE plpgsql STABLE
 AS $function$
 BEGIN
+    WITH measured AS MATERIALIZED (
+        SELECT c.id, c.place, d.distance
+        FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
+        CROSS JOIN LATERAL (
+            SELECT m.embedding <=> query AS distance
+            FROM {schema}.messages AS m
+            WHERE m.tenant_id = of_tenant AND m.id = c.id
+            LIMIT 1
+        ) AS d
+    )
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure), max(b.seen)
+           max(b.place) FILTER (WHERE b.ordinal <= sure),
+           (SELECT count(DISTINCT measured.distance) FROM measured)
     INTO ids, distances, furthest, seen
     FROM (
-        SELECT p.*, row_number() OVER (ORDER BY p.distance, p.id) AS ordinal,
-               max(p.place) OVER () AS seen
+        SELECT n.*, row_number() OVER (ORDER BY n.distance, n.id) AS ordinal
         FROM (
-            SELECT f.id, f.distance, dense_rank() OVER (ORDER BY f.first) AS place
-            FROM (
-                SELECT c.id, d.distance, min(c.place) OVER (PARTITION BY d.distance) AS first
-                FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-                CROSS JOIN LATERAL (
-                    SELECT m.embedding <=> query AS distance
-                    FROM {schema}.messages AS m
-                    WHERE m.tenant_id = of_tenant AND m.id = c.id
-                    LIMIT 1
-                ) AS d
-            ) AS f
-        ) AS p
-        ORDER BY ordinal
-        LIMIT hits
+            SELECT * FROM measured ORDER BY measured.distance, measured.id LIMIT hits
+        ) AS n
     ) AS b;
 END
 $function$"""

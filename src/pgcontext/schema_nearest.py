@@ -173,8 +173,8 @@ END
 $function$"""
 
 # The best of some candidates by their true distance, the last place that one of those was at which
-# are to be sure, and how many places there are. Candidates that are equally far share the place of
-# the first: however often a text was said, it is one thing that was looked at.
+# are to be sure, and how many different ones were seen: however often a text was said, it is one
+# thing that was looked at.
 _BEST: Final = """
 CREATE FUNCTION {prefix}pgcontext_best(
     of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
@@ -183,27 +183,25 @@ CREATE FUNCTION {prefix}pgcontext_best(
 LANGUAGE plpgsql STABLE
 AS $function$
 BEGIN
+    WITH measured AS MATERIALIZED (
+        SELECT c.id, c.place, d.distance
+        FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
+        CROSS JOIN LATERAL (
+            SELECT m.embedding <=> query AS distance
+            FROM {prefix}messages AS m
+            WHERE m.tenant_id = of_tenant AND m.id = c.id
+            LIMIT 1
+        ) AS d
+    )
     SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure), max(b.seen)
+           max(b.place) FILTER (WHERE b.ordinal <= sure),
+           (SELECT count(DISTINCT measured.distance) FROM measured)
     INTO ids, distances, furthest, seen
     FROM (
-        SELECT p.*, row_number() OVER (ORDER BY p.distance, p.id) AS ordinal,
-               max(p.place) OVER () AS seen
+        SELECT n.*, row_number() OVER (ORDER BY n.distance, n.id) AS ordinal
         FROM (
-            SELECT f.id, f.distance, dense_rank() OVER (ORDER BY f.first) AS place
-            FROM (
-                SELECT c.id, d.distance, min(c.place) OVER (PARTITION BY d.distance) AS first
-                FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
-                CROSS JOIN LATERAL (
-                    SELECT m.embedding <=> query AS distance
-                    FROM {prefix}messages AS m
-                    WHERE m.tenant_id = of_tenant AND m.id = c.id
-                    LIMIT 1
-                ) AS d
-            ) AS f
-        ) AS p
-        ORDER BY ordinal
-        LIMIT hits
+            SELECT * FROM measured ORDER BY measured.distance, measured.id LIMIT hits
+        ) AS n
     ) AS b;
 END
 $function$"""
