@@ -212,9 +212,13 @@ _DISTANCE: Final[LiteralString] = """CASE
                THEN m.embedding <=> (SELECT asked.embedding FROM asked)
            END"""
 
-_TEXT_COLUMNS: Final[LiteralString] = """, length(m.text_search) AS word_count,
-           CASE WHEN m.text_search @@ words.query THEN ARRAY(
-               SELECT ts_rank(m.text_search, t.term)
+# A long text is fetched from where it is stored at each use: so it is once, and not for each word.
+_TEXT_JOIN: Final[LiteralString] = """CROSS JOIN words
+    CROSS JOIN LATERAL (SELECT m.text_search || '' AS text_search OFFSET 0) AS said"""
+
+_TEXT_COLUMNS: Final[LiteralString] = """, length(said.text_search) AS word_count,
+           CASE WHEN said.text_search @@ words.query THEN ARRAY(
+               SELECT ts_rank(said.text_search, t.term)
                FROM unnest(words.terms) WITH ORDINALITY AS t (term, ordinal)
                ORDER BY t.ordinal
            ) END AS ranks"""
@@ -363,7 +367,7 @@ def _search(
         ("@candidate", _CANDIDATE),
         ("@distance", _DISTANCE if by_both else "found.distance"),
         ("@text_columns", _TEXT_COLUMNS if by_text else ""),
-        ("@text_join", "CROSS JOIN words" if by_text else ""),
+        ("@text_join", _TEXT_JOIN if by_text else ""),
         ("@scored", _SCORED[mode]),
         ("@rated", _RATED),
         ("@context_viewer", _CONTEXT_VIEWER),
