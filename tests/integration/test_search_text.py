@@ -2,6 +2,7 @@ import random
 from typing import Any
 from uuid import uuid4
 
+import asyncpg
 import pytest
 
 from pgcontext import ContextStore, Hit, InvalidInputError, LimitExceededError, limits
@@ -226,3 +227,29 @@ async def test_a_query_has_a_bound(store: ContextStore) -> None:
     assert found(await store.search(longest)) == ["apples"]
     with pytest.raises(LimitExceededError, match="query"):
         await store.search(longest + "x")
+
+
+async def test_a_long_text_is_fetched_no_oftener_for_many_words(
+    store: ContextStore, connection: asyncpg.Connection
+) -> None:
+    """What a search reads of the texts it ranks doesn't grow with the words of the query."""
+    words = [f"word{number}" for number in range(2_000)]
+    for _ in range(20):
+        await talk(store, " ".join(words))
+
+    async def blocks() -> int:
+        await store._fetch(
+            "-- pgcontext.show\nSELECT pg_stat_force_next_flush() WHERE $1::uuid IS NOT NULL"
+        )
+        count: int = await connection.fetchval(
+            "SELECT toast_blks_hit + toast_blks_read FROM pg_statio_user_tables"
+            " WHERE relname = 'messages'"
+        )
+        return count
+
+    read = []
+    for query in ("word7", " ".join(words[:100])):
+        before = await blocks()
+        assert len(await store.search(query)) == 10
+        read.append(await blocks() - before)
+    assert 0 < read[1] <= 2 * read[0]
