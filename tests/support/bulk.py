@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 START: Final = datetime(2026, 1, 1, tzinfo=UTC)
 MESSAGES: Final = 10  # of a context
+VACUUMS_MAX: Final = 10
+ALL_VISIBLE: Final = "SELECT relallvisible = relpages FROM pg_class WHERE relname = 'messages'"
 MEMORY: Final = "256MB"  # for the HNSW index while it is built
 CONTEXT_BITS: Final = 1 << 40  # set in the number of a context's id, so that it is no message's
 
@@ -110,5 +112,9 @@ async def fill(url: str, *tenants: Rows, hnsw: str = "") -> None:
             await connection.execute(definition)
         await connection.execute("CHECKPOINT")  # a page that is being written isn't vacuumed
         await connection.execute("VACUUM (ANALYZE)")
+        for _ in range(VACUUMS_MAX):
+            if await connection.fetchval(ALL_VISIBLE):
+                break
+            await connection.execute("VACUUM messages")
     finally:
         await connection.close()
