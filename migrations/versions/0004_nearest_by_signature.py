@@ -165,7 +165,8 @@ AS $function$
 DECLARE
     candidates uuid[];
     best record;
-    depth integer := greatest(100, 8 * sure, hits);
+    judged integer := greatest(sure, 10);
+    depth integer := greatest(100, 8 * judged, hits);
     reach integer := 4 * 4 * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
@@ -174,9 +175,11 @@ BEGIN
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {schema}.pgcontext_best(of_tenant, query, candidates, greatest(hits, 400), sure);
-        IF best.furthest <= 2 * sure
-           AND best.distances[sure] <= 0.7 * best.distances[400] THEN
+        best := {schema}.pgcontext_best(
+            of_tenant, query, candidates, greatest(hits, 400), judged
+        );
+        IF best.furthest <= 2 * judged
+           AND best.distances[judged] <= 0.7 * best.distances[400] THEN
             RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;
@@ -190,10 +193,12 @@ BEGIN
             ) AS s
         );
         WHILE depth <= reach LOOP
-            best := {schema}.pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
+            best := {schema}.pgcontext_best(
+                of_tenant, query, candidates[1:depth], greatest(hits, judged), judged
+            );
             IF best.furthest * 4 <= best.seen
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
-                RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+                RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
                 RETURN;
             END IF;
             depth := depth * 4;

@@ -30,6 +30,8 @@ GRAPH_CONTRAST: Final = 0.7
 SCAN_DEPTH_MIN: Final = 100
 SCAN_DEPTH_PER_HIT: Final = 8
 SCAN_MARGIN: Final = 4
+# Of fewer hits than this the next best are judged too: that one alone comes early says little.
+JUDGED_MIN: Final = 10
 
 
 def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
@@ -51,6 +53,7 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         "{depth_min}": str(SCAN_DEPTH_MIN),
         "{depth_per_hit}": str(SCAN_DEPTH_PER_HIT),
         "{margin}": str(SCAN_MARGIN),
+        "{judged_min}": str(JUDGED_MIN),
     }
     for ddl in (_SCAN, _GRAPH, _PREFERS_GRAPH, _BEST, _NEAREST):
         text = ddl
@@ -222,7 +225,8 @@ AS $function$
 DECLARE
     candidates uuid[];
     best record;
-    depth integer := greatest({depth_min}, {depth_per_hit} * sure, hits);
+    judged integer := greatest(sure, {judged_min});
+    depth integer := greatest({depth_min}, {depth_per_hit} * judged, hits);
     reach integer := {margin} * {margin} * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
@@ -231,9 +235,11 @@ BEGIN
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {prefix}pgcontext_best(of_tenant, query, candidates, greatest(hits, {crowd}), sure);
-        IF best.furthest <= {furthest_per_hit} * sure
-           AND best.distances[sure] <= {contrast} * best.distances[{crowd}] THEN
+        best := {prefix}pgcontext_best(
+            of_tenant, query, candidates, greatest(hits, {crowd}), judged
+        );
+        IF best.furthest <= {furthest_per_hit} * judged
+           AND best.distances[judged] <= {contrast} * best.distances[{crowd}] THEN
             RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
             RETURN;
         END IF;
@@ -247,10 +253,12 @@ BEGIN
             ) AS s
         );
         WHILE depth <= reach LOOP
-            best := {prefix}pgcontext_best(of_tenant, query, candidates[1:depth], hits, sure);
+            best := {prefix}pgcontext_best(
+                of_tenant, query, candidates[1:depth], greatest(hits, judged), judged
+            );
             IF best.furthest * {margin} <= best.seen
                OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
-                RETURN QUERY SELECT * FROM unnest(best.ids, best.distances);
+                RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
                 RETURN;
             END IF;
             depth := depth * {margin};

@@ -252,3 +252,14 @@ async def test_diversity_thins_what_says_the_same(store: ContextStore) -> None:
     assert set(thinned) == {0, 5, 6}
     everything = await store.search(query, context_id=id, limit=20, diversity=1)
     assert sorted(numbers(everything)) == list(range(7))
+
+
+async def test_the_one_best_is_found_where_signatures_tell_nothing(store: ContextStore) -> None:
+    """The nearest of embeddings whose signs are all alike comes whatever `limit` is."""
+    generator = np.random.default_rng(20_260_103)
+    vectors = generator.uniform(0.01, 1, (1_000, DIMENSIONS)).astype(np.float32)
+    await numbered(store, vectors)
+    for query in generator.uniform(0.01, 1, (20, DIMENSIONS)).astype(np.float32):
+        order = nearest(vectors, query)
+        for limit in (1, 2, 12):
+            assert numbers(await store.search(query, limit=limit)) == order[:limit]
