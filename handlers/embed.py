@@ -16,7 +16,7 @@ import sys
 import time
 from typing import Any, Final, cast
 
-from pgcontext import ContextStore, ContextStoreError
+from pgcontext import ContextStore, ContextStoreError, EmbeddingError
 
 # What a batch may take; a new one is begun only while so much time is left.
 BATCH_SECONDS: Final = 60.0
@@ -43,15 +43,26 @@ async def embed(
         store: whose database and embedder.
         tenant_ids: whose messages; None is the store's own tenant.
         seconds: no batch is begun after so long.
+
+    Raises:
+        EmbeddingError: the embedder failed for a tenant; the others had their turns all the same.
     """
     end = time.monotonic() + seconds
     stores = [store] if tenant_ids is None else [store.for_tenant(each) for each in tenant_ids]
     messages = 0
+    failure: EmbeddingError | None = None
     while stores and time.monotonic() < end:
         turn, *stores = stores
-        if embedded := await turn.embed_pending(limit=BATCH_MESSAGES):
+        try:
+            embedded = await turn.embed_pending(limit=BATCH_MESSAGES)
+        except EmbeddingError as error:
+            failure = error  # it may be about this tenant's texts alone
+            continue
+        if embedded:
             messages += embedded
             stores.append(turn)
+    if failure is not None:
+        raise failure
     return {"messages": messages}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from handlers.embed import embed, handler
 from pgcontext import ContextStore, EmbeddingError, InvalidInputError
+from tests.support import DIMENSIONS
 from tests.support.chats import users
 from tests.support.embedders import Words
 
@@ -78,6 +79,27 @@ async def test_a_failing_embedder_fails_the_job(make_store: Callable[..., Contex
     await owe(store, 1)
     with pytest.raises(EmbeddingError):
         await embed(store)
+
+
+async def test_a_tenant_that_fails_holds_up_no_other(
+    make_store: Callable[..., ContextStore],
+) -> None:
+    """One whose only text is always choked on fails at each run; the others are served first."""
+
+    class Choking(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            if len(texts) == 1:
+                raise EmbeddingError("The server answered 500.", retryable=True, status=500)
+            return await super().embed(texts)
+
+    store = make_store(embedder=Choking())
+    one, other = store.for_tenant(uuid4()), store.for_tenant(uuid4())
+    await owe(one, 1)
+    await owe(other, 3)
+    with pytest.raises(EmbeddingError, match="500"):
+        await embed(store, [str(one.tenant_id), str(other.tenant_id)])
+    assert await other.embed_pending() == 0
+    assert len(await other.search([1.0] * DIMENSIONS)) == 3
 
 
 class Invocation:

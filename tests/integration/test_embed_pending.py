@@ -1,4 +1,5 @@
 import asyncio
+import json
 import logging
 from collections.abc import Callable
 from itertools import chain
@@ -15,6 +16,7 @@ from pgcontext import (
     LimitExceededError,
     limits,
 )
+from pgcontext.embedding import answers
 from tests.support import DIMENSIONS
 from tests.support.chats import axis, contents, user, users
 from tests.support.embedders import Words
@@ -243,6 +245,31 @@ async def test_a_text_that_a_server_chokes_on_holds_up_no_other(
     assert await store.embed_pending() == 19
     assert await owed(connection) == ["poison"]
     assert len(embedder.asked) <= 1 + 5 * 4
+
+
+async def test_a_text_that_a_server_makes_no_numbers_of_holds_up_no_other(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Servers write null where the model's arithmetic broke down: that is about one text."""
+    batch = users(20)
+    batch[7] = user("poison")
+
+    class Broken(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            rows = [
+                {
+                    "index": place,
+                    "embedding": [None] * DIMENSIONS if text == "poison" else self.vector(text),
+                }
+                for place, text in enumerate(texts)
+            ]
+            content = json.dumps({"data": rows}).encode()
+            return answers.vectors("The server", content, len(texts), None)
+
+    store = make_store(embedder=Broken())
+    await owe(store, batch)
+    assert await store.embed_pending() == 19
+    assert await owed(connection) == ["poison"]
 
 
 async def test_a_server_that_goes_away_in_the_middle_is_seen(

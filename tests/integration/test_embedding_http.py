@@ -478,6 +478,17 @@ async def test_the_query_of_the_address_is_in_no_error(make: MakeEmbedder) -> No
     assert KEY not in repr(make(url=f"http://127.0.0.1:1/v1?key={KEY}"))
 
 
+async def test_the_query_of_the_address_is_sent_and_in_no_log(
+    server: EmbeddingServer, make: MakeEmbedder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The HTTP client's own log names the address of each request."""
+    caplog.set_level(logging.DEBUG)
+    await make(url=f"{server.url}?key={KEY}").embed(["a"])
+    assert server.requests[0].target.endswith(f"?key={KEY}")
+    assert "POST http://127.0.0.1" in caplog.text
+    assert KEY not in caplog.text
+
+
 @pytest.mark.parametrize(
     "url",
     [

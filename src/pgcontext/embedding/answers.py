@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 
@@ -41,7 +41,7 @@ class AgainError(Exception):
 
 
 class _Vector(msgspec.Struct):
-    embedding: list[float]
+    embedding: list[float | None]  # null is how most servers write what is no finite number
     index: int = 0  # a gateway that leaves out zeros leaves this out too
 
 
@@ -82,9 +82,10 @@ def vectors(who: str, content: bytes, count: int, dimensions: int | None) -> lis
     if len(lengths) != 1 or dimensions not in {None, *lengths}:
         shown = ", ".join(f"{length:,}" for length in sorted(lengths))
         raise _useless(who, f"embeddings of {shown} dimensions; check the model")
-    if not all(math.isfinite(number) for vector in made for number in vector):
-        raise _useless(who, "embeddings with numbers that are not finite")
-    return made
+    if not all(n is not None and math.isfinite(n) for vector in made for n in vector):
+        # Without a status: the model makes nothing of a text, which says nothing about others.
+        raise EmbeddingError(f"{who} answered embeddings with numbers that are not finite.")
+    return cast("list[list[float]]", made)
 
 
 def refusal(who: str, status: int, content: bytes, retry_after: str) -> Exception:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import os
 import random
@@ -173,6 +174,7 @@ class HttpEmbedder:
                 headers={"User-Agent": "pgcontext", **self._headers},
                 timeout=httpx.Timeout(self._seconds, connect=limits.EMBEDDING_CONNECT_SECONDS_MAX),
                 limits=httpx.Limits(max_keepalive_connections=self._requests),
+                event_hooks={"request": [_hide_query]},
             )
             line = self._lines[loop] = _Line(client, asyncio.Semaphore(self._requests))
         return line
@@ -272,6 +274,22 @@ class HttpEmbedder:
                 msg = f"{self._who} answered more than {most:,} bytes."
                 raise EmbeddingError(msg, status=response.status_code)
         return bytes(content)
+
+
+async def _hide_query(request: httpx.Request) -> None:
+    """Keep the query, which may hold a key, out of the log of httpx: it names each URL asked."""
+    request.url = _url_type()(request.url)
+
+
+@functools.cache
+def _url_type() -> type[httpx.URL]:
+    import httpx
+
+    class Url(httpx.URL):
+        def __str__(self) -> str:
+            return str(self.copy_with(query=None))
+
+    return Url
 
 
 def _has_long(texts: list[str]) -> bool:
