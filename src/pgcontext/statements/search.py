@@ -128,6 +128,7 @@ pool AS MATERIALIZED (
         FROM (SELECT s.id FROM matching AS s WHERE s.text_search @@ t.term LIMIT 50) AS s
     ) AS s
     WHERE s.messages < 50
+      AND (SELECT count(*) FROM matching) > greatest(200, $4::integer)
 )"""
 
 _POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
