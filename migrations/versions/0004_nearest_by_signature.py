@@ -19,6 +19,7 @@ CREATE FUNCTION {schema}.pgcontext_scan(
 ) RETURNS TABLE (id uuid)
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
+SET hash_mem_multiplier = '1000'
 AS $function$
 DECLARE
     sought bit({dimensions}) := binary_quantize(query)::bit({dimensions});

@@ -63,6 +63,8 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
 
 
 # Inside messages_signature_idx alone. RETURN QUERY, since that may use parallel workers.
+# Deleted contexts are hashed, however many: past what hash memory is expected to hold they would be
+# gone through for each message.
 _SCAN: Final = """
 CREATE FUNCTION {prefix}pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
@@ -70,6 +72,7 @@ CREATE FUNCTION {prefix}pgcontext_scan(
 ) RETURNS TABLE (id uuid)
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
+SET hash_mem_multiplier = '1000'
 AS $function$
 DECLARE
     sought bit({dimensions}) := binary_quantize(query)::bit({dimensions});

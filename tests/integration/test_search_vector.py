@@ -263,3 +263,25 @@ async def test_the_one_best_is_found_where_signatures_tell_nothing(store: Contex
         order = nearest(vectors, query)
         for limit in (1, 2, 12):
             assert numbers(await store.search(query, limit=limit)) == order[:limit]
+
+
+async def test_deleted_contexts_are_no_burden_when_hash_memory_is_short(
+    store: ContextStore, connection: asyncpg.Connection
+) -> None:
+    """A scan goes by a hash of the deleted contexts, not through all of them for each message."""
+    vectors, query = draw(1_000), draw(1)[0]
+    await numbered(store, vectors)
+    await connection.execute(
+        "INSERT INTO contexts (id, deleted_at)"
+        " SELECT gen_random_uuid(), now() FROM generate_series(1, 40000)"
+    )
+    await connection.execute("ANALYZE contexts")
+    await connection.execute("SET work_mem = '64kB'")  # holds some 3,000 of them
+    await connection.execute("SET statement_timeout = '2s'")
+    found = await connection.fetch(
+        "SELECT m.content FROM pgcontext_nearest($1, $2::text::vector, 10, 10, 1, NULL, NULL, NULL,"
+        " NULL, NULL, NULL) AS n JOIN messages AS m USING (id) ORDER BY n.distance",
+        store.tenant_id,
+        str(query.tolist()),
+    )
+    assert [int(row["content"]) for row in found] == nearest(vectors, query)[:10]
