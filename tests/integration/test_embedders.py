@@ -7,6 +7,7 @@ import functools
 import logging
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -288,6 +289,50 @@ async def test_a_plain_function_runs_in_a_thread_one_call_at_a_time() -> None:
     assert results == [[vector_of("a"), vector_of("b")]] * 4
     assert threading.get_ident() not in threads
     assert ticks >= 5
+
+
+async def test_who_waits_for_a_function_keeps_no_thread() -> None:
+    """The loop's few threads look up host names too; who is cancelled while waiting never calls."""
+    asked: list[str] = []
+    go_on = threading.Event()
+
+    def encode(texts: list[str]) -> list[list[float]]:
+        asked.extend(texts)
+        go_on.wait(10)
+        return [vector_of(text) for text in texts]
+
+    embedder = CallableEmbedder("mine", encode)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    waiting = [asyncio.create_task(embedder.embed([text])) for text in "abc"]
+    try:
+        async with asyncio.timeout(5):
+            assert await asyncio.to_thread(lambda: "free") == "free"
+        waiting.pop().cancel()
+    finally:
+        go_on.set()
+    assert await asyncio.gather(*waiting) == [[vector_of("a")], [vector_of("b")]]
+    assert asked == ["a", "b"]
+
+
+def test_a_function_is_used_from_many_loops_one_call_at_a_time() -> None:
+    """Also from loops that come and go, as in functions."""
+    inside: list[int] = []
+
+    def encode(texts: list[str]) -> list[list[float]]:
+        inside.append(1)
+        assert len(inside) == 1
+        time.sleep(0.01)
+        inside.pop()
+        return [vector_of(text) for text in texts]
+
+    embedder = CallableEmbedder("mine", encode)
+
+    async def several() -> None:
+        await asyncio.gather(*(embedder.embed(["a"]) for _ in range(3)))
+
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(asyncio.run, several()) for _ in range(8)]:
+            done.result()
 
 
 async def _encode(prefix: str, texts: list[str]) -> list[list[float]]:

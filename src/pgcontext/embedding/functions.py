@@ -39,6 +39,7 @@ class CallableEmbedder:
         self._model = model
         self._function = function
         self._one_at_a_time = threading.Lock()
+        self._turns: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
 
     def __repr__(self) -> str:
         return f"CallableEmbedder({self._model!r})"
@@ -50,10 +51,20 @@ class CallableEmbedder:
 
     async def embed(self, texts: list[str]) -> Vectors:
         """Return what the function returns. Raises what it raises."""
-        made = await asyncio.to_thread(self._called, texts)
+        async with self._turn():
+            made = await asyncio.to_thread(self._called, texts)
         return await made if inspect.isawaitable(made) else made
 
+    def _turn(self) -> asyncio.Lock:
+        """Return this loop's turn. Who waits here keeps no thread, of which a loop has few."""
+        loop, turns = asyncio.get_running_loop(), self._turns
+        if loop not in turns:
+            # A new dict, since threads with loops of their own may be here at the same time.
+            going_on = {other: turn for other, turn in turns.items() if not other.is_closed()}
+            turns = self._turns = {**going_on, loop: asyncio.Lock()}
+        return turns[loop]
+
     def _called(self, texts: list[str]) -> Vectors | Awaitable[Vectors]:
-        # A coroutine function only makes its coroutine here.
+        # A coroutine function only makes its coroutine here. Other loops have turns of their own.
         with self._one_at_a_time:
             return self._function(texts)
