@@ -2,6 +2,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -224,6 +225,16 @@ async def test_a_text_that_is_always_refused_holds_up_no_other(
     assert "poison" not in caplog.text
 
 
+class Choking(Words):
+    """A server that fails, as if it passed, wherever there is a certain text."""
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        if "poison" in texts:
+            self.asked.append(texts)
+            raise EmbeddingError("The server answered 500.", retryable=True, status=500)
+        return await super().embed(texts)
+
+
 @pytest.mark.parametrize("place", [0, 7, 19])
 async def test_a_text_that_a_server_chokes_on_holds_up_no_other(
     make_store: MakeStore, connection: asyncpg.Connection, place: int
@@ -231,20 +242,25 @@ async def test_a_text_that_a_server_chokes_on_holds_up_no_other(
     """Its failure looks like one that passes, but others are embedded: so it is put off alone."""
     batch = users(20)
     batch[place] = user("poison")
-
-    class Choking(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            if "poison" in texts:
-                self.asked.append(texts)
-                raise EmbeddingError("The server answered 500.", retryable=True, status=500)
-            return await super().embed(texts)
-
     embedder = Choking()
     store = make_store(embedder=embedder)
     await owe(store, batch)
     assert await store.embed_pending() == 19
     assert await owed(connection) == ["poison"]
     assert len(embedder.asked) <= 1 + 5 * 4
+
+
+async def test_texts_that_a_server_chokes_on_do_not_hold_up_those_between_them(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """It may take them for a server that is away, but not each time."""
+    store = make_store(embedder=Choking())
+    await owe(store, [user("poison"), *users(3), user("poison")])
+    for _ in range(20):  # it is taken so in one of ten
+        await ripen(connection)
+        with suppress(EmbeddingError):
+            await store.embed_pending()
+    assert await owed(connection) == ["poison", "poison"]
 
 
 async def test_a_text_that_a_server_makes_no_numbers_of_holds_up_no_other(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -86,12 +87,13 @@ async def embed_texts(embed: Embed, texts: list[str]) -> Outcome:
 async def _is_away(embed: Embed, failed: list[str], vectors: dict[int, str]) -> bool:
     """Tell whether a failure that seems to pass is a server's, or one text's that it chokes on.
 
-    The last and the first text are tried alone: one of them at least is not to blame. A single one
-    is, if the server took others.
+    Two texts are tried alone: if one is to blame, the other isn't. By chance, so that the same two
+    which are to blame don't hold up the others each time. A single one is, if the server took
+    others.
     """
     if len(failed) == 1:
         return not vectors
-    for text in (failed[-1], failed[0]):
+    for text in random.sample(failed, 2):
         with suppress(ContextStoreError):
             await embed([text])
             return False
