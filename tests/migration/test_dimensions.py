@@ -417,6 +417,8 @@ def test_the_embedded_postgresql_is_changed_too(cli: Cli, tmp_path: Path) -> Non
     cli.patch.delenv("DATABASE_URL")
     cli.patch.setenv("PGCONTEXT_DATA_DIR", str(tmp_path / "data"))
     assert cli.process("db", "status", "--json").value["dimensions"] == DIMENSIONS
+    # While it holds no embedding, its length would just follow the settings.
+    asyncio.run(_append_an_embedding())
     cli.patch.setenv("PGCONTEXT_DIMENSIONS", str(OTHER))
     refused = cli.process("list")
     assert refused.code == Exit.CONFIG
@@ -424,3 +426,10 @@ def test_the_embedded_postgresql_is_changed_too(cli: Cli, tmp_path: Path) -> Non
     assert cli.process("db", "dimensions", OTHER, "--yes").code == 0
     assert cli.process("db", "status", "--json").value["dimensions"] == OTHER
     assert cli.process("list").code == 0
+
+
+async def _append_an_embedding() -> None:
+    async with ContextStore.from_env() as store:
+        context = await store.create()
+        message = {"role": "user", "content": "hello", "embedding": [1.0] * DIMENSIONS}
+        await store.append(context.id, message)
