@@ -103,3 +103,16 @@ async def test_the_one_message_with_an_identifier_is_found_among_many_with_commo
     query = "When did Caroline go to the support group about HAT136?"
     hits = await store.search(query, context_id=scope, mode=mode)  # type: ignore[arg-type]
     assert hits[0].message.content == "HAT136 is lost"
+
+
+@pytest.mark.parametrize("within", [True, False])
+async def test_an_identifier_is_looked_up_first_in_a_query_of_many_words(
+    store: ContextStore, *, within: bool
+) -> None:
+    """Words beyond those that are looked up one by one are the short ones."""
+    common = [f"Caroline went to the support group, visit {visit}" for visit in range(600)]
+    context_id = await talk(store, [*common[:300], "HAT136 is lost", *common[300:]])
+    short = " ".join(f"x{number}" for number in range(60))
+    query = f"Caroline went to the support group, visit {short} HAT136?"
+    hits = await store.search(query, context_id=context_id if within else None, mode="text")
+    assert hits[0].message.content == "HAT136 is lost"

@@ -84,11 +84,13 @@ _NEAR_IN_TENANT: Final[LiteralString] = """near AS MATERIALIZED (
 )"""
 
 # What the query's words ask for, and each of its words as a query; NULL when it has none but stop
-# words. Once, not for each row.
+# words. Once, not for each row. The longest first, as tsquery are ordered: where not all are looked
+# up, those that tell the most are.
 _WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
     SELECT q.query, ARRAY(
         SELECT DISTINCT found[1]::tsquery
         FROM regexp_matches(q.query::text, $re$('(?:[^']|'')*'(?::\*)?)$re$, 'g') AS found
+        ORDER BY found[1]::tsquery DESC
     ) AS terms
     FROM (SELECT @text_query($3::text) AS query OFFSET 0) AS q
 )"""
