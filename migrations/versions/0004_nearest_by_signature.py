@@ -40,7 +40,7 @@ BEGIN
               SELECT c.id FROM {schema}.contexts AS c
               WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
           )
-        ORDER BY m.signature <~> sought
+        ORDER BY m.signature <~> sought, uuid_hash(m.id)
         LIMIT candidates;
     ELSE
         RETURN QUERY
@@ -60,7 +60,7 @@ BEGIN
             OFFSET 0
         ) AS m
         WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY m.signature <~> sought
+        ORDER BY m.signature <~> sought, uuid_hash(m.id)
         LIMIT candidates;
     END IF;
 END

@@ -62,9 +62,10 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         yield text
 
 
-# Inside messages_signature_idx alone. RETURN QUERY, since that may use parallel workers.
-# Deleted contexts are hashed, however many: past what hash memory is expected to hold they would be
-# gone through for each message.
+# Inside messages_signature_idx alone. RETURN QUERY, since that may use parallel workers. Deleted
+# contexts are hashed, however many: past what hash memory is expected to hold they would be gone
+# through for each message. Equal signatures come in no order that means anything: in the index's
+# own, by role and time, the first of many alike could pass for the best.
 _SCAN: Final = """
 CREATE FUNCTION {prefix}pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
@@ -93,7 +94,7 @@ BEGIN
               SELECT c.id FROM {prefix}contexts AS c
               WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
           )
-        ORDER BY m.signature <~> sought
+        ORDER BY m.signature <~> sought, uuid_hash(m.id)
         LIMIT candidates;
     ELSE
         RETURN QUERY
@@ -113,7 +114,7 @@ BEGIN
             OFFSET 0
         ) AS m
         WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY m.signature <~> sought
+        ORDER BY m.signature <~> sought, uuid_hash(m.id)
         LIMIT candidates;
     END IF;
 END

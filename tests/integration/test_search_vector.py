@@ -285,3 +285,16 @@ async def test_deleted_contexts_are_no_burden_when_hash_memory_is_short(
         str(query.tolist()),
     )
     assert [int(row["content"]) for row in found] == nearest(vectors, query)[:10]
+
+
+async def test_equal_signatures_hide_nothing_that_came_later(store: ContextStore) -> None:
+    """Where all signs are alike, what was said first is no better than what was said last."""
+    generator = np.random.default_rng(20_261_120)
+    query = generator.uniform(0.2, 1, DIMENSIONS).astype(np.float32)
+    spread = np.linspace(1, 2, 25, dtype=np.float32)[:, None]
+    close = query + generator.uniform(0, 0.02, (25, DIMENSIONS)).astype(np.float32) * spread
+    close = close[nearest(close, query)]
+    far = generator.uniform(0.01, 1, (600, DIMENSIONS)).astype(np.float32) ** 4
+    vectors = np.concatenate([close[10:], far, close[:10]])
+    await numbered(store, vectors)
+    assert numbers(await store.search(query, limit=10)) == nearest(vectors, query)[:10]
