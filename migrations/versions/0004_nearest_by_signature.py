@@ -167,8 +167,8 @@ DECLARE
     candidates uuid[];
     best record;
     judged integer := greatest(sure, 10);
-    depth integer := greatest(100, 8 * judged, hits);
-    reach integer := 4 * 4 * depth;
+    depth integer := greatest(400, 8 * judged, hits);
+    reach integer := 4 * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
        AND {schema}.pgcontext_prefers_graph(of_tenant, exact_rows) THEN

@@ -27,7 +27,7 @@ GRAPH_CROWD: Final = 400
 GRAPH_CONTRAST: Final = 0.7
 # How many signatures are looked behind at first, per hit and at least, and how far the best hits
 # must lie within them to be taken for all there is.
-SCAN_DEPTH_MIN: Final = 100
+SCAN_DEPTH_MIN: Final = 400
 SCAN_DEPTH_PER_HIT: Final = 8
 SCAN_MARGIN: Final = 4
 # Of fewer hits than this the next best are judged too: that one alone comes early says little.
@@ -231,7 +231,7 @@ DECLARE
     best record;
     judged integer := greatest(sure, {judged_min});
     depth integer := greatest({depth_min}, {depth_per_hit} * judged, hits);
-    reach integer := {margin} * {margin} * depth;
+    reach integer := {margin} * depth;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
        AND {prefix}pgcontext_prefers_graph(of_tenant, exact_rows) THEN
