@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 from uuid import UUID
 
 import pytest
@@ -237,10 +237,10 @@ def test_json_holds_ids_and_times_as_text(
 
 def test_modes_are_those_of_the_store() -> None:
     """--mode offers what ContextStore.search accepts."""
-    from pgcontext.cli.searching import Mode
+    from pgcontext.cli.searching import search
     from pgcontext.store.search import MODES
 
-    assert get_args(Mode) == MODES
+    assert get_args(get_type_hints(search)["mode"]) == MODES
 
 
 def test_what_is_shown_is_printable() -> None:

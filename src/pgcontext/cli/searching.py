@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -13,6 +13,7 @@ from pgcontext.cli.contexts import parse_where
 from pgcontext.cli.output import JsonOption, Output, TenantOption, opened, printable
 from pgcontext.cli.references import find, short
 from pgcontext.errors import InvalidInputError
+from pgcontext.store.search import Mode  # noqa: TC001 (typer reads it at run time)
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -28,7 +29,6 @@ NEIGHBOR_CHARS: Final = 140
 NAME_CHARS: Final = 36
 STEM_CHARS_MIN: Final = 4
 SUFFIX_CHARS: Final = 3
-Mode = Literal["auto", "vector", "text", "hybrid"]
 
 
 def search(
