@@ -17,7 +17,7 @@ from pgcontext.migrate.connection import run
 from pgcontext.migrate.preflight import make_room, prepare, settled
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import build_metadata
-from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT
+from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT
 from pgcontext.settings import Settings
 
 config = context.config

@@ -21,10 +21,10 @@ from sqlalchemy.dialects.postgresql import JSONB, TSVECTOR
 from sqlalchemy.dialects.postgresql.base import PGDialect
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
+from pgcontext.functions.matching import matching_functions
+from pgcontext.functions.nearest import nearest_functions
+from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT, text_functions
 from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
-from pgcontext.schema_matching import matching_functions
-from pgcontext.schema_nearest import nearest_functions
-from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT, text_functions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pgcontext import ContextStore, limits, statements
-from pgcontext.schema_nearest import GRAPH_CANDIDATES, SCAN_DEPTH_MIN
+from pgcontext.functions.nearest import GRAPH_CANDIDATES, SCAN_DEPTH_MIN
 from tests.conftest import VERSION
 from tests.support.bulk import MESSAGES, Rows, fill, moment
 from tests.support.postgres import migrate

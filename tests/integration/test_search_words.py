@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgcontext.schema_text import TEXT_PHRASE_CHARS_MAX
+from pgcontext.functions.text import TEXT_PHRASE_CHARS_MAX
 from tests.support.chats import user
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ SQL: Final = re.compile(
 )
 # The statements, and the side branch that the request path never imports.
 SQL_ROOMS: Final = {
-    *("statements", "schema", "schema_matching", "schema_nearest", "schema_text", "migrate"),
+    *("statements", "schema", "functions", "migrate"),
 }
 
 

@@ -14,9 +14,9 @@ import msgspec
 import sqlalchemy as sa
 
 from pgcontext import limits
+from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT, language_function
 from pgcontext.migrate.connection import run
 from pgcontext.migrate.preflight import expect_head, prepare, quote, refuse_language
-from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT, language_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable

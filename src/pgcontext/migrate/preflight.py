@@ -12,9 +12,9 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from pgcontext import limits
 from pgcontext.errors import ConfigError, SchemaMismatchError
+from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import metadata
-from pgcontext.schema_text import TEXT_LANGUAGE_DEFAULT
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pgcontext.functions.filling import filled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -42,24 +44,21 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         prefix: the schema of the tables, quoted and with its dot; empty for the search path.
     """
     values = {
-        "{prefix}": prefix,
-        "{dimensions}": str(dimensions),
-        "{ef_search}": str(EF_SEARCH),
-        "{graph_candidates}": str(GRAPH_CANDIDATES),
-        "{graph_tuples_max}": str(GRAPH_TUPLES_MAX),
-        "{furthest_per_hit}": str(GRAPH_FURTHEST_PER_HIT),
-        "{crowd}": str(GRAPH_CROWD),
-        "{contrast}": str(GRAPH_CONTRAST),
-        "{depth_min}": str(SCAN_DEPTH_MIN),
-        "{depth_per_hit}": str(SCAN_DEPTH_PER_HIT),
-        "{margin}": str(SCAN_MARGIN),
-        "{judged_min}": str(JUDGED_MIN),
+        "prefix": prefix,
+        "dimensions": dimensions,
+        "ef_search": EF_SEARCH,
+        "graph_candidates": GRAPH_CANDIDATES,
+        "graph_tuples_max": GRAPH_TUPLES_MAX,
+        "furthest_per_hit": GRAPH_FURTHEST_PER_HIT,
+        "crowd": GRAPH_CROWD,
+        "contrast": GRAPH_CONTRAST,
+        "depth_min": SCAN_DEPTH_MIN,
+        "depth_per_hit": SCAN_DEPTH_PER_HIT,
+        "margin": SCAN_MARGIN,
+        "judged_min": JUDGED_MIN,
     }
     for ddl in (_SCAN, _GRAPH, _PREFERS_GRAPH, _BEST, _NEAREST):
-        text = ddl
-        for name, value in values.items():
-            text = text.replace(name, value)
-        yield text
+        yield filled(ddl, values)
 
 
 # Inside messages_signature_idx alone. RETURN QUERY, since that may use parallel workers. Deleted

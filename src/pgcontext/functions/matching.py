@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pgcontext.functions.filling import filled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -31,17 +33,14 @@ def matching_functions(prefix: str) -> Iterator[str]:
         prefix: the schema of the tables, quoted and with its dot; empty for the search path.
     """
     values = {
-        "{prefix}": prefix,
-        "{ranked_rows_max}": str(RANKED_ROWS_MAX),
-        "{rare_rows_max}": str(RARE_ROWS_MAX),
-        "{rare_expected_max}": str(RARE_EXPECTED_MAX),
-        "{rare_terms_max}": str(RARE_TERMS_MAX),
+        "prefix": prefix,
+        "ranked_rows_max": RANKED_ROWS_MAX,
+        "rare_rows_max": RARE_ROWS_MAX,
+        "rare_expected_max": RARE_EXPECTED_MAX,
+        "rare_terms_max": RARE_TERMS_MAX,
     }
     for ddl in (_EXPECTED, _MATCHES, _MATCHING):
-        text = ddl
-        for name, value in values.items():
-            text = text.replace(name, value)
-        yield text
+        yield filled(ddl, values)
 
 
 # How many messages of the table have each of these words; 0 where that isn't known, or few.

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from pgcontext.functions.filling import filled
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -267,16 +269,10 @@ def language_function(language: str, prefix: str = "") -> str:
         language: a text search configuration of PostgreSQL's own, such as `english`.
         prefix: the schema, quoted, with its point; '' leaves it to the search path.
     """
-    return _filled(_LANGUAGE, prefix, language=language)
+    return filled(_LANGUAGE, {"prefix": prefix, "language": language})
 
 
 def text_functions(language: str, prefix: str = "") -> Iterator[str]:
     """Yield the DDL of the functions, in the order in which they need each other."""
     for function in _FUNCTIONS:
-        yield _filled(function, prefix, language=language)
-
-
-def _filled(text: str, prefix: str, **values: str) -> str:
-    for name, value in {**_VALUES, "prefix": prefix, **values}.items():
-        text = text.replace("{" + name + "}", value)
-    return text.strip()
+        yield filled(function, {**_VALUES, "prefix": prefix, "language": language})
