@@ -256,21 +256,30 @@ def embedding(value: object, *, dimensions: int, name: str = "embedding") -> str
     if isinstance(items, (str, bytes, bytearray)) or not isinstance(items, Sequence):
         msg = f"{name} must be a sequence of numbers."
         raise InvalidInputError(msg)
-    floats = [_component(item, name) for item in cast("Sequence[object]", items)]
+    floats = _floats(cast("Sequence[object]", items), name)
     if len(floats) != dimensions:
         msg = (
             f"{name} has {len(floats):,} dimensions, the database has {dimensions:,} "
             "(PGCONTEXT_DIMENSIONS)."
         )
         raise DimensionMismatchError(msg)
-    # A NaN fails every comparison, so this finds it too.
-    if not all(abs(item) <= _HALF_MAX for item in floats):
+    low, high = min(floats), max(floats)
+    # A NaN may hide from comparisons, but not from a sum.
+    if not (math.isfinite(sum(floats)) and -_HALF_MAX <= low and high <= _HALF_MAX):
         msg = f"{name} must have finite numbers from -{_HALF_MAX:,.0f} to {_HALF_MAX:,.0f} only."
         raise InvalidInputError(msg)
-    if not any(abs(item) >= _HALF_MIN for item in floats):
+    if -_HALF_MIN < low and high < _HALF_MIN:
         msg = f"{name} must not be all zeros: it has no direction to compare."
         raise InvalidInputError(msg)
     return msgspec.json.encode(floats).decode()
+
+
+def _floats(items: Sequence[object], name: str) -> list[float]:
+    """Convert what nearly always is a list of floats at once, and anything else one by one."""
+    try:
+        return msgspec.convert(items, list[float])
+    except (msgspec.ValidationError, OverflowError):
+        return [_component(item, name) for item in items]
 
 
 def _component(item: object, name: str) -> float:
