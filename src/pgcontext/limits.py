@@ -97,6 +97,10 @@ EMBED_BACKOFF_SECONDS_MAX: Final = 86_400.0
 
 # A search over a tenant reads so many signatures in the time in which the HNSW index answers.
 EXACT_ROWS_DEFAULT: Final = 150_000
+EXACT_ROWS_MAX: Final = 2**31 - 1
+
+# What a setting may say in seconds, at most.
+SETTING_SECONDS_MAX: Final = 1_000_000.0
 
 # The connection to the database.
 POOL_CONNECTIONS_MAX: Final = 3

@@ -119,7 +119,9 @@ class Moving(StoreBase):
             return None
         embedder = required(self.embedder)
         outcome = await embed_texts(
-            partial(self._embedded, embedder), [row["content"] for row in batch]
+            partial(self._embedded, embedder),
+            [row["content"] for row in batch],
+            self._job_seconds(),
         )
         moved.refused += len(outcome.refused)
         if outcome.vectors:

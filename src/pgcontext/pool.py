@@ -29,6 +29,7 @@ from pgcontext.errors import (
     QUERY_CANCELED_SQLSTATE,
     ConfigError,
     ContextStoreError,
+    InvalidInputError,
     PoolTimeoutError,
     UnavailableError,
     from_sqlstate,
@@ -368,6 +369,9 @@ def _backoff_seconds(attempt: int) -> float:
 def translate(error: Exception) -> ContextStoreError:
     """Turn a failure of the driver into ours. The server's own words may quote values: left out."""
     sqlstate = getattr(error, "sqlstate", None)
+    if isinstance(error, asyncpg.DataError) and error.severity is None:
+        # The driver's own, of an argument that it can't encode; a severity has what a server said.
+        return InvalidInputError("A value is none that the database can take; nothing was sent.")
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
         return from_sqlstate(sqlstate)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -43,6 +43,17 @@ BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _DECIMAL: Final = r"[0-9]{1,6}(\.[0-9]+)?"
 LANGUAGE_NAME: Final = re.compile(r"[a-z_]{1,63}")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
+# What PostgreSQL stores as text, and an index as a key.
+MODEL_NAME: Final = re.compile(rf"[^\0\ud800-\udfff]{{1,{limits.MODEL_CHARS_MAX}}}")
+# What is said to an embedding server, and to nothing else.
+_OF_A_SERVER: Final = ("embedding_url", "embedding_key", "embedding_send_dimensions")
+_BOUNDED_SECONDS: Final = (
+    "embedding_seconds",
+    "claim_seconds",
+    "acquire_seconds",
+    "statement_seconds",
+    "connect_seconds",
+)
 
 
 class Secret(msgspec.Struct, frozen=True):
@@ -79,11 +90,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             without one.
         embedding_url: where the server is.
         embedding_key: the server's API key.
-        embedding_seconds: how long one call of the embedder may take in all.
+        embedding_seconds: how long an append or a search waits for the embedder, whatever it is,
+            and one call of a server may take in all.
         embedding_send_dimensions: ask the server for embeddings of `dimensions` numbers.
         exact_rows: how many messages of a tenant a search goes through one by one; with more the
             HNSW index is asked, where the tenant holds most of it.
-        claim_seconds: how long a worker may hold a message it embeds.
+        claim_seconds: how long a worker may hold a message it embeds, and a batch may take.
         acquire_seconds: how long to wait for a free connection.
         statement_seconds: how long to wait for a statement.
         connect_seconds: how long to wait for a connection to be made.
@@ -211,12 +223,25 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if not 0 <= self.purge_days <= limits.PURGE_AGE_DAYS_MAX:
             msg = f"PGCONTEXT_PURGE_DAYS must be 0 to {limits.PURGE_AGE_DAYS_MAX}."
             raise ConfigError(msg)
+        if not 0 <= self.exact_rows <= limits.EXACT_ROWS_MAX:
+            msg = f"PGCONTEXT_EXACT_ROWS must be 0 to {limits.EXACT_ROWS_MAX:,}."
+            raise ConfigError(msg)
+        self._check_times()
         self._check_pool()
         self._check_embedder()
         self._check_http()
         if self.url is not None and self.in_function:
             self._check_function(self.url)
         return self
+
+    def _check_times(self) -> None:
+        for name in _BOUNDED_SECONDS:
+            if not 0 < getattr(self, name) <= limits.SETTING_SECONDS_MAX:
+                msg = (
+                    f"PGCONTEXT_{name.upper()} must be a number of seconds above 0, at most "
+                    f"{limits.SETTING_SECONDS_MAX:,.0f}."
+                )
+                raise ConfigError(msg)
 
     def _check_pool(self) -> None:
         most = (
@@ -234,6 +259,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def _check_embedder(self) -> None:
         if self.embedder not in EMBEDDERS:
             raise ConfigError(f"PGCONTEXT_EMBEDDER must be one of: {', '.join(EMBEDDERS)}.")
+        if self.embedding_model is not None and not MODEL_NAME.fullmatch(self.embedding_model):
+            msg = (
+                f"PGCONTEXT_EMBEDDING_MODEL must have 1 to {limits.MODEL_CHARS_MAX} characters "
+                "that are valid Unicode, and no NUL."
+            )
+            raise ConfigError(msg)
         if self.embedder == "http":
             self._check_server()
         if self.embedder != "local":
@@ -346,6 +377,7 @@ def _complete_embedding(values: dict[str, Any], env: Mapping[str, str]) -> None:
     local model also where a program has an embedder of its own, or none.
     """
     default = _default_embedder(values)
+    _refuse_unused(values, values["embedder"] or default)
     values["embedder"] = values["embedder"] or default
     if values["dimensions"] is None and "local" in {values["embedder"], default}:
         values["dimensions"] = limits.EMBEDDING_DIMENSIONS_LOCAL
@@ -353,6 +385,26 @@ def _complete_embedding(values: dict[str, Any], env: Mapping[str, str]) -> None:
     if key is None and values["embedder"] == "http" and _is_openai(values["embedding_url"]):
         key = env.get("OPENAI_API_KEY") or None  # which nobody else is shown
     values["embedding_key"] = Secret(key) if isinstance(key, str) else key
+
+
+def _refuse_unused(values: Mapping[str, Any], embedder: str) -> None:
+    """Refuse what only a server would be told, where none is asked: it would say nothing.
+
+    Who names no embedder at all, by "none", switches off whatever else is set.
+
+    Raises:
+        ConfigError: names the variable.
+    """
+    unused = next((name for name in _OF_A_SERVER if values[name]), None)
+    if unused is None or embedder == "http" or values["embedder"] == "none":
+        return
+    variable = f"PGCONTEXT_{unused.upper()}"
+    why = (
+        "PGCONTEXT_EMBEDDER=local asks none: set PGCONTEXT_EMBEDDER=http"
+        if values["embedder"] == "local"
+        else "none is named: set PGCONTEXT_EMBEDDING_URL, or PGCONTEXT_EMBEDDER=http for OpenAI's"
+    )
+    raise ConfigError(f"{variable} is for an embedding server, and {why}, or unset {variable}.")
 
 
 def _is_openai(url: str | None) -> bool:

@@ -3,6 +3,7 @@ import json
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import timedelta
 from itertools import chain
 from typing import Any
 from uuid import UUID
@@ -261,6 +262,76 @@ async def test_texts_that_a_server_chokes_on_do_not_hold_up_those_between_them(
         with suppress(EmbeddingError):
             await store.embed_pending()
     assert await owed(connection) == ["poison", "poison"]
+
+
+async def test_a_text_that_a_server_chokes_on_alone_is_tried_ever_more_seldom(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """It may be the server's fault, so it is an error; but no schedule asks each minute."""
+    store = make_store(embedder=Choking())
+    await owe(store, user("poison"))
+    for age, expected in (("1 minute", 300), ("1 hour", 3_600), ("30 days", 86_400)):
+        await connection.execute(
+            "UPDATE messages SET embed_after = now(), created_at = now() - $1::text::interval", age
+        )
+        with pytest.raises(EmbeddingError, match="500"):
+            await store.embed_pending()
+        assert await seconds_until_due(connection) == pytest.approx(expected, abs=5)
+
+
+async def test_texts_that_a_server_chokes_on_get_out_of_the_way(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """However many there are, each run asks for fewer of them, and comes to those behind."""
+    embedder = Choking()
+    store = make_store(embedder=embedder)
+    await owe(store, [user("poison")] * 23)
+    await owe(store, user("apples"))
+    runs = 0
+    while "apples" in await owed(connection):
+        runs += 1
+        with suppress(EmbeddingError):
+            await store.embed_pending()
+        await connection.execute(  # what is due in a minute is due now, what is later isn't
+            "UPDATE messages SET embed_after = now() WHERE embed_after < now() + interval '2 min'"
+        )
+    assert runs <= 23 / limits.EMBED_REFUSED_MESSAGES_MAX + 1
+    assert await owed(connection) == ["poison"] * 23
+    assert len(embedder.asked) <= runs * (1 + limits.EMBED_REFUSED_MESSAGES_MAX) + 10
+
+
+async def test_a_server_that_is_away_is_no_texts_fault(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Old messages too are due again in a minute, since nothing says that they are to blame."""
+    embedder = Words()
+    embedder.before = fail_to_connect
+    store = make_store(embedder=embedder)
+    await owe(store, users(3))
+    await connection.execute("UPDATE messages SET created_at = now() - interval '30 days'")
+    with pytest.raises(EmbeddingError):
+        await store.embed_pending()
+    latest = await connection.fetchval("SELECT max(embed_after) - now() FROM messages")
+    assert latest <= timedelta(seconds=limits.EMBED_RETRY_SECONDS)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n\t \r", "\u00a0\u3000", ""], ids=repr)
+async def test_a_blank_owes_no_embedding_any_more(
+    make_store: MakeStore, connection: asyncpg.Connection, blank: str
+) -> None:
+    """Marked by whatever past, it is neither sent nor kept for ever, and counts for nothing."""
+    embedder = Words()
+    store = make_store(embedder=embedder)
+    await owe(store, users(2))
+    await connection.execute("UPDATE messages SET content = $1 WHERE version = 1", blank)
+    assert await store.embed_pending(limit=1) + await store.embed_pending() == 1
+    assert await owed(connection) == []
+    assert embedder.asked == [["message 2"]]
+    row = await connection.fetchrow(
+        "SELECT embedding, embedding_model FROM messages ORDER BY version"
+    )
+    assert row is not None
+    assert tuple(row) == (None, None)
 
 
 async def test_a_text_that_a_server_makes_no_numbers_of_holds_up_no_other(

@@ -8,6 +8,7 @@ import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pgcontext import (
     HttpEmbedder,
     LocalEmbedder,
     embedded,
+    limits,
 )
 from pgcontext.embedding import local
 from pgcontext.http import create_app
@@ -29,12 +31,15 @@ from tests.support import DIMENSIONS
 from tests.support.asgi import Client
 from tests.support.chats import axis, contents, user
 from tests.support.cli import Cli
+from tests.support.embedders import Words
 from tests.support.embedding_server import EmbeddingServer, Reply, vector_of
 from tests.support.modules import HEAVY, loaded_by, without_packages
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
+
+    import asyncpg
 
     MakeStore = Callable[..., ContextStore]
 
@@ -215,6 +220,42 @@ async def test_an_embedder_that_never_answers_leaves_time_for_the_statement(
     assert caught.value.retryable
 
 
+async def test_an_embedder_of_yours_is_bounded_too(make_store: MakeStore) -> None:
+    """One that never answers costs PGCONTEXT_EMBEDDING_SECONDS, and no message."""
+    store = make_store(embedder=Words(seconds=60), embedding_seconds=0.1)
+    context = await store.create()
+    async with asyncio.timeout(5):
+        [message] = await store.append(context.id, user("apples"))
+        assert message.embedding_pending
+        with pytest.raises(EmbeddingError, match=r"did not answer within 0\.1 s") as caught:
+            await store.search("apples", mode="vector")
+    assert caught.value.retryable
+
+
+async def test_a_job_may_take_as_long_as_its_claim(make_store: MakeStore) -> None:
+    """Nobody waits for it, so a model that is slow for a message at once is used for many later."""
+    store = make_store(embedder=Words(seconds=0.3), embedding_seconds=0.1)
+    context = await store.create()
+    [message] = await store.append(context.id, user("apples"))
+    assert message.embedding_pending
+    assert await store.embed_pending() == 1
+
+
+async def test_a_job_whose_time_is_short_gives_its_claim_back(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """It tries nothing more when half the time is over: the other half is for the database."""
+    embedder = Words(seconds=60)
+    store = make_store(embedder=embedder)
+    context = await store.create()
+    await store.append(context.id, [user("a"), user("b"), user("c")], embed="later")
+    with within(1.0), pytest.raises(EmbeddingError, match="did not answer within 0"):
+        await store.embed_pending()
+    assert len(embedder.asked) == 1
+    due_in = await connection.fetchval("SELECT max(embed_after) - now() FROM messages")
+    assert due_in <= timedelta(seconds=limits.EMBED_RETRY_SECONDS)
+
+
 async def test_blanks_have_no_meaning(make_store: MakeStore, api: EmbeddingServer) -> None:
     """A message of blanks is never sent, and owes no embedding."""
     async with HttpEmbedder("small", url=api.url) as embedder:
@@ -314,6 +355,32 @@ async def test_who_waits_for_a_function_keeps_no_thread() -> None:
     assert asked == ["a", "b"]
 
 
+async def test_a_function_that_hangs_takes_one_thread(make_store: MakeStore) -> None:
+    """It can't be stopped, so the calls after it wait for their turn, and give up in time."""
+    go_on = threading.Event()
+
+    def hangs(texts: list[str]) -> list[list[float]]:
+        go_on.wait(10)
+        if "poison" in texts:
+            raise LookupError(texts)
+        return [vector_of(text) for text in texts]
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(2))
+    store = make_store(embedder=CallableEmbedder("mine", hangs), embedding_seconds=0.1)
+    context = await store.create()
+    try:
+        async with asyncio.timeout(5):
+            for text in ("poison", "b", "c"):
+                [message] = await store.append(context.id, user(text))
+                assert message.embedding_pending
+            assert await asyncio.to_thread(lambda: "free") == "free"
+    finally:
+        go_on.set()
+    await asyncio.sleep(0.05)
+    [message] = await store.append(context.id, user("apples"))
+    assert message.embedding_model == "mine"
+
+
 def test_a_function_is_used_from_many_loops_one_call_at_a_time() -> None:
     """Also from loops that come and go, as in functions."""
     inside: list[int] = []
@@ -367,11 +434,22 @@ async def test_any_function_is_an_embedder(make_store: MakeStore, function: Any)
     assert hit.distance == pytest.approx(0)
 
 
-@pytest.mark.parametrize("model", ["", "m" * 257])
-def test_a_function_needs_a_name_for_its_model(model: str) -> None:
-    """Vectors of different models are told apart by it."""
+@pytest.mark.parametrize("model", ["", "m" * 257, "a\0b", "\udc80", None, 5, b"m"], ids=repr)
+def test_an_embedder_needs_a_name_for_its_model(make_store: MakeStore, model: Any) -> None:
+    """Vectors of different models are told apart by it; one that can't be kept is said at once."""
     with pytest.raises(ConfigError, match="name"):
         CallableEmbedder(model, lambda _: [])
+    with pytest.raises(ConfigError, match="name"):
+        HttpEmbedder(model, url="http://127.0.0.1:1")
+    with pytest.raises(ConfigError, match="name"):
+        make_store(embedder=Words(model))
+
+
+@pytest.mark.parametrize("embedder", [object(), print, "local"], ids=repr)
+def test_what_is_no_embedder_is_refused(database_url: str, embedder: Any) -> None:
+    """At once, with how to make one."""
+    with pytest.raises(ConfigError, match="CallableEmbedder"):
+        ContextStore(database_url, embedder=embedder)
 
 
 async def test_what_a_function_raises_is_told_by_its_kind(make_store: MakeStore) -> None:

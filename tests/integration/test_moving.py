@@ -14,6 +14,7 @@ import pytest
 
 from pgcontext import ContextStore, EmbeddingError, InvalidInputError, limits
 from pgcontext.moving import Moved, Moving, Owed
+from pgcontext.statements.embedding import MEANING
 from tests.support.chats import axis, call, user, users
 from tests.support.embedders import Words
 
@@ -91,11 +92,35 @@ async def test_what_has_no_embedding_or_no_text_stays_as_it_is(
     await old.append(context.id, user("never"), embed=False)
     await old.append(context.id, user("later"), embed="later")
     given = call("c", embedding=axis(1), embedding_model="old")
-    await old.append(context.id, given)
+    blanks = [
+        user(blank, embedding=axis(2), embedding_model="old")
+        for blank in ("", " ", "\n\n", "\u00a0", "\u2003\t", " " * 1_000)
+    ]
+    await old.append(context.id, [given, *blanks])
     moving = Moving.of(make_store(embedder=Words("new")))
     assert (await moving.count(unnamed=True), await moving.run(unnamed=True)) == (0, Moved(0, 0))
-    assert await models(connection) == {"old": 1}
+    assert await models(connection) == {"old": 7}
     assert (await moving.owed()).due == 1
+
+
+async def test_a_text_that_begins_with_blanks_is_moved(make_store: MakeStore) -> None:
+    """Only what is nothing but blanks stays."""
+    old = make_store(embedder=Words("old"))
+    context = await old.create()
+    await old.append(context.id, [user("\n\u00a0 a"), user(" " * 5_000 + "b")])
+    moving = Moving.of(make_store(embedder=Words("new")))
+    assert (await moving.count(), await moving.run()) == (2, Moved(2, 0))
+
+
+async def test_the_database_knows_the_same_blanks(connection: asyncpg.Connection) -> None:
+    """Each character is one for SQL if it is one for Python."""
+    rows = await connection.fetch(
+        "SELECT i, chr(i) !~ $1 AS is_blank FROM generate_series(1, 65535) AS i "
+        "WHERE i NOT BETWEEN 55296 AND 57343",
+        MEANING,
+    )
+    blanks = [row["i"] for row in rows if row["is_blank"]]
+    assert blanks == [row["i"] for row in rows if chr(row["i"]).isspace()]
 
 
 async def test_search_works_at_every_step_of_a_move(

@@ -9,7 +9,7 @@ from uuid import UUID
 
 import pytest
 
-from pgcontext import ContextStore, PoolTimeoutError, UnavailableError
+from pgcontext import ContextStore, InvalidInputError, PoolTimeoutError, UnavailableError
 from tests.support.chats import contents, user, users, versions
 
 MakeStore = Callable[..., ContextStore]
@@ -108,6 +108,19 @@ async def test_a_statement_that_takes_too_long_is_given_up(
         assert caught.value.retryable
         await waiting(connection, 0)
     assert await store.history(context.id) == []
+
+
+async def test_a_value_that_the_driver_cannot_send_is_not_taken_for_another_length(
+    store: ContextStore,
+) -> None:
+    """It says so in its own words, which don't quote the value; the connection is good still."""
+    with pytest.raises(InvalidInputError, match="nothing was sent") as caught:
+        await store._pool.fetch("-- pgcontext.probe\nSELECT $1::integer", 2**40)
+    assert type(caught.value) is InvalidInputError
+    assert str(2**40) not in str(caught.value)
+    assert caught.value.__cause__ is None
+    assert caught.value.__suppress_context__
+    await store.create()
 
 
 async def test_a_connection_that_breaks_before_the_work_is_done_is_made_good(

@@ -148,6 +148,19 @@ def test_what_had_an_embedding_is_owed_one(url: str) -> None:
     assert fetch(url, f"{content} FROM messages AS m ORDER BY version") == before
 
 
+async def test_blanks_are_owed_none(database_url: str) -> None:
+    """What nobody can embed is neither marked nor sent; the plan says that its vector is lost."""
+    async with ContextStore.from_env(url=database_url) as store:
+        context = await store.create()
+        blanks = [user(blank, embedding=axis(0)) for blank in ("", " \n", "\u00a0")]
+        await store.append(context.id, [*blanks, user(" a", embedding=axis(0))])
+    plan = await asyncio.to_thread(plan_dimensions, OTHER, settings=settings_of(database_url))
+    assert (plan.embedded, plan.lost) == (1, 3)
+    await asyncio.to_thread(change, database_url)
+    owed = await asyncio.to_thread(marks, database_url)
+    assert [is_owed for _, _, _, is_owed in owed] == [False, False, False, True]
+
+
 async def test_the_store_goes_on_with_the_new_length(database_url: str) -> None:
     """By words at once; by vector as soon as they are embedded anew, in a context and without."""
     await fill(database_url)

@@ -1,6 +1,9 @@
+import math
+from typing import Any
+
 import pytest
 
-from pgcontext import limits
+from pgcontext import ContextStore, limits
 from pgcontext.errors import ConfigError
 from pgcontext.settings import Settings
 from tests.support.modules import without_packages
@@ -311,6 +314,22 @@ def test_without_the_local_model_nothing_is_embedded(monkeypatch: pytest.MonkeyP
             {"PGCONTEXT_EMBEDDER": "local", "PGCONTEXT_EMBEDDING_MODEL": "m"},
             "a model of its own",
         ),
+        ({"PGCONTEXT_EMBEDDING_KEY": "k"}, "KEY is for an embedding server, and none is named"),
+        ({"PGCONTEXT_EMBEDDING_KEY": "k", "DATABASE_URL": LOCAL}, "PGCONTEXT_EMBEDDER=http"),
+        (
+            {"PGCONTEXT_EMBEDDING_SEND_DIMENSIONS": "on"},
+            "unset PGCONTEXT_EMBEDDING_SEND_DIMENSIONS",
+        ),
+        (
+            {
+                "PGCONTEXT_EMBEDDER": "local",
+                "PGCONTEXT_EMBEDDING_URL": "https://api.openai.com/v1",
+            },
+            "URL is for an embedding server, and PGCONTEXT_EMBEDDER=local asks none",
+        ),
+        ({"PGCONTEXT_EMBEDDER": "local", "PGCONTEXT_EMBEDDING_KEY": "k"}, "unset .*_KEY"),
+        ({"PGCONTEXT_EMBEDDING_MODEL": "m" * 257}, "1 to 256 characters"),
+        ({"PGCONTEXT_EMBEDDING_MODEL": "\udcff"}, "valid Unicode"),
         ({"PGCONTEXT_EMBEDDING_SECONDS": "0"}, "above 0"),
         ({"PGCONTEXT_EMBEDDING_SEND_DIMENSIONS": "yes"}, "on, off"),
     ],
@@ -319,6 +338,49 @@ def test_an_embedder_that_cannot_be_is_refused(env: dict[str, str], sentence: st
     """Each sentence says what is accepted."""
     with pytest.raises(ConfigError, match=sentence):
         Settings.from_env(env)
+
+
+@pytest.mark.parametrize(
+    ("env", "overrides"),
+    [
+        ({"PGCONTEXT_EMBEDDER": "none"}, {}),
+        ({}, {"embedder": "none"}),
+        ({"PGCONTEXT_EMBEDDER": ""}, {"embedder": "none"}),
+    ],
+)
+def test_naming_no_embedder_switches_off_what_else_is_set(
+    env: dict[str, str], overrides: dict[str, Any]
+) -> None:
+    """So one program goes without, or brings its own, where the environment names a server."""
+    server = {
+        "PGCONTEXT_EMBEDDING_URL": "http://localhost:11434/v1",
+        "PGCONTEXT_EMBEDDING_KEY": "k",
+        "PGCONTEXT_EMBEDDING_MODEL": "m",
+        "PGCONTEXT_EMBEDDING_SEND_DIMENSIONS": "on",
+    }
+    assert Settings.from_env({**server, **env}, **overrides).embedder == "none"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exact_rows": -1},
+        {"exact_rows": 2**31},
+        {"embedding_seconds": 0},
+        {"claim_seconds": math.inf},
+        {"acquire_seconds": math.nan},
+        {"statement_seconds": -1},
+        {"connect_seconds": limits.SETTING_SECONDS_MAX + 1},
+        {"embedding_model": ""},
+        {"embedding_model": "a\0b"},
+    ],
+    ids=repr,
+)
+def test_settings_made_in_code_are_checked_alike(fields: dict[str, Any]) -> None:
+    """What no variable can say is refused too, by the variable's name, when a store takes it."""
+    [name] = fields
+    with pytest.raises(ConfigError, match=f"PGCONTEXT_{name.upper()} must"):
+        ContextStore(settings=Settings(**fields))
 
 
 OPENAI = {"PGCONTEXT_EMBEDDER": "http", "PGCONTEXT_EMBEDDING_MODEL": "m", "OPENAI_API_KEY": "sk-1"}

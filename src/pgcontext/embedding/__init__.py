@@ -21,13 +21,17 @@ class Embedder(Protocol):
 
     @property
     def model(self) -> str:
-        """The name kept with each vector; vectors of different models are never compared."""
+        """The name kept with each vector; vectors of different models are never compared.
+
+        Text of 1 to `MODEL_CHARS_MAX` characters, the same for as long as the embedder lives.
+        """
         ...
 
     async def embed(self, texts: list[str]) -> Sequence[Iterable[float]]:
         """Return one `float[dimensions]` for each text, in order.
 
-        Called without any database connection held.
+        Called without any database connection held, and cancelled after
+        `Settings.embedding_seconds`.
         """
         ...
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import inspect
 import threading
+from functools import partial
 from typing import TYPE_CHECKING, TypeAlias
 
-from pgcontext import limits
-from pgcontext.errors import ConfigError
+from pgcontext.embedding.names import model_name
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -25,6 +25,8 @@ class CallableEmbedder:
         function: takes a list of texts and returns one vector for each, in order: lists, or a
             numpy array. A plain function runs in a thread, one call at a time, as most models want
             it; a coroutine function runs in the event loop, as often at once as it is called.
+            A thread can't be stopped: whoever gives up on a call leaves it behind, and the next
+            one waits until it has ended.
 
     Raises:
         ConfigError: an argument cannot be used.
@@ -33,10 +35,7 @@ class CallableEmbedder:
     def __init__(
         self, model: str, function: Callable[[list[str]], Vectors | Awaitable[Vectors]]
     ) -> None:
-        if not model or len(model) > limits.MODEL_CHARS_MAX:
-            msg = f"An embedding model's name has 1 to {limits.MODEL_CHARS_MAX} characters."
-            raise ConfigError(msg)
-        self._model = model
+        self._model = model_name(model)
         self._function = function
         self._one_at_a_time = threading.Lock()
         self._turns: dict[asyncio.AbstractEventLoop, asyncio.Lock] = {}
@@ -51,8 +50,14 @@ class CallableEmbedder:
 
     async def embed(self, texts: list[str]) -> Vectors:
         """Return what the function returns. Raises what it raises."""
-        async with self._turn():
-            made = await asyncio.to_thread(self._called, texts)
+        turn = self._turn()
+        await turn.acquire()
+        call = asyncio.ensure_future(asyncio.to_thread(self._called, texts))
+        call.add_done_callback(partial(_ended, turn))
+        # Who gives up here leaves the thread to itself, with its turn: a function that hangs would
+        # take one thread after another otherwise, until the loop has none for anything else.
+        await asyncio.wait([call])
+        made = call.result()
         return await made if inspect.isawaitable(made) else made
 
     def _turn(self) -> asyncio.Lock:
@@ -68,3 +73,9 @@ class CallableEmbedder:
         # A coroutine function only makes its coroutine here. Other loops have turns of their own.
         with self._one_at_a_time:
             return self._function(texts)
+
+
+def _ended(turn: asyncio.Lock, call: asyncio.Future[Vectors | Awaitable[Vectors]]) -> None:
+    turn.release()
+    if not call.cancelled():
+        call.exception()  # seen, also where nobody waits for it any more

@@ -19,6 +19,7 @@ import msgspec
 from pgcontext import limits
 from pgcontext.embedding import answers
 from pgcontext.embedding.answers import AgainError
+from pgcontext.embedding.names import model_name
 from pgcontext.errors import ConfigError, EmbeddingError, InvalidInputError
 from pgcontext.settings import OPENAI_URL
 
@@ -62,7 +63,8 @@ class HttpEmbedder:
         dimensions: ask the server for vectors of this length; None leaves it to the model. Many
             servers refuse the parameter where the model has one length only.
         headers: sent along with each request.
-        seconds: how long embedding may take in all, retries and waits included.
+        seconds: how long embedding may take in all, retries and waits included; a store's own
+            bound holds as well.
         batch_texts: texts in one request at most.
         requests: how many requests are under way at once, at most, in one event loop.
         text_chars: characters of one text that are sent at most.
@@ -87,14 +89,11 @@ class HttpEmbedder:
         if find_spec("httpx") is None:
             msg = "Embedding by HTTP needs httpx: pip install 'pgcontext[embeddings]'"
             raise ConfigError(msg)
-        if not model or len(model) > limits.MODEL_CHARS_MAX:
-            msg = f"An embedding model's name has 1 to {limits.MODEL_CHARS_MAX} characters."
-            raise ConfigError(msg)
         if min(seconds, batch_texts, requests, text_chars) <= 0:
             msg = "seconds, batch_texts, requests and text_chars must be above 0."
             raise ConfigError(msg)
         address = _address(url)
-        self._model = model
+        self._model = model_name(model)
         self._url = urlunsplit(address)
         self._host = address.hostname or ""
         self._headers = {**(headers or {}), **_credentials(self._host, key)}

@@ -32,6 +32,7 @@ from pgcontext.migrate.preflight import (
     settled,
 )
 from pgcontext.schema import build_metadata
+from pgcontext.statements.embedding import MEANING
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,7 +55,7 @@ class DimensionsPlan(msgspec.Struct, frozen=True, kw_only=True):
         after: the length to be.
         messages: how many rows are rewritten, about.
         embedded: how many of them lose their embedding, to be embedded anew.
-        lost: how many lose it for good, since they have no text to be embedded.
+        lost: how many lose it for good, since they have no text to be embedded, or only blanks.
         table_bytes: how large the table is, vectors and indexes included.
         indexes: what is yet to be built after the rewrite.
     """
@@ -124,16 +125,18 @@ ORDER BY kind, name
 
 _COUNT: Final = """
 SELECT count(*) AS messages,
-       count(*) FILTER (WHERE embedding IS NOT NULL AND content <> '') AS embedded,
-       count(*) FILTER (WHERE embedding IS NOT NULL AND (content = '') IS NOT FALSE) AS lost,
+       count(*) FILTER (WHERE embedding IS NOT NULL AND content ~ '{meaning}') AS embedded,
+       count(*) FILTER (
+           WHERE embedding IS NOT NULL AND (content ~ '{meaning}') IS NOT TRUE
+       ) AS lost,
        pg_total_relation_size('{table}') AS table_bytes
 FROM {table}
-"""
+""".replace("{meaning}", MEANING)
 
 # Each sees the row as it was before.
 _MARKS: Final = {
-    "embed_after": "timestamptz USING CASE WHEN embedding IS NOT NULL AND content <> '' "
-    "THEN now() ELSE embed_after END",
+    "embed_after": "timestamptz USING CASE WHEN embedding IS NOT NULL AND content ~ '{meaning}' "
+    "THEN now() ELSE embed_after END".replace("{meaning}", MEANING),
     "embedding_model": "text USING CASE WHEN embedding IS NULL THEN embedding_model END",
 }
 

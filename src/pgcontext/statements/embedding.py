@@ -36,7 +36,8 @@ WHERE measured.bytes_before < $4::bigint AND m.tenant_id = $1 AND m.id = measure
 RETURNING m.id, m.content
 """)
 
-# $2 a JSON array of id and embedding, $3 their model. Returns how many were written.
+# $2 a JSON array of id and embedding, $3 their model. Returns how many were written. A message that
+# comes without one, since there is nothing to embed, owes none any more.
 #
 # Only what is still owed: a message that was erased meanwhile, or filled by another worker after
 # the claim ran out, is left alone. Content never changes, so a late vector is as good as any.
@@ -44,12 +45,13 @@ EMBED_FILL: Final[LiteralString] = compose("""
 -- pgcontext.embed_fill
 WITH filled AS (
     UPDATE @messages AS m
-    SET embedding = f.embedding::vector, embedding_model = $3, embed_after = NULL
+    SET embedding = f.embedding::vector, embed_after = NULL,
+        embedding_model = CASE WHEN f.embedding IS NOT NULL THEN $3::text END
     FROM json_to_recordset($2::json) AS f (id uuid, embedding text)
     WHERE m.tenant_id = $1 AND m.id = f.id AND m.embed_after IS NOT NULL
-    RETURNING m.id
+    RETURNING f.embedding IS NOT NULL AS is_embedded
 )
-SELECT count(*) AS messages FROM filled
+SELECT count(*) FILTER (WHERE filled.is_embedded) AS messages FROM filled
 """)
 
 # $2 ids, $3 and $4 seconds. Gives claimed messages back: claimable again after as long as they have
@@ -72,11 +74,20 @@ FROM @messages AS m
 WHERE m.tenant_id = $1 AND m.embed_after IS NOT NULL
 """)
 
+# What is no blank, as a regular expression: blanks are what `str.isspace` says, in any locale.
+MEANING: Final[LiteralString] = (
+    r"[^\u0009-\u000d\u001c-\u0020\u0085\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]"
+)
+
 # What an embedding of another model is: one that the model $2 did not make and could make anew.
-# One without a model's name counts if $3.
-_OTHERS: Final[LiteralString] = """m.embedding IS NOT NULL AND m.content <> ''
+# One without a model's name counts if $3. Of most texts the first character tells that there is
+# something to embed; to search one for it, all of it has to be fetched.
+_OTHERS: Final[LiteralString] = (
+    """m.embedding IS NOT NULL
       AND m.embedding_model IS DISTINCT FROM $2::text
-      AND ($3::boolean OR m.embedding_model IS NOT NULL)"""
+      AND ($3::boolean OR m.embedding_model IS NOT NULL)
+      AND (left(m.content, 1) ~ '@meaning' OR m.content ~ '@meaning')"""
+).replace("@meaning", MEANING)
 
 # $2 model, $3 those without a name too, $4 the first id to look at, $5 messages to look at, $6
 # messages to return, $7 bytes of content at which no further one is returned.

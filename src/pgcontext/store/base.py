@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pgcontext import inputs, limits, statements
 from pgcontext.embedding import HttpEmbedder, embedder_of
+from pgcontext.embedding.names import model_name
 from pgcontext.errors import ConfigError, ContextStoreError, EmbeddingError, InvalidInputError
 from pgcontext.pool import Pool, seconds_left
 from pgcontext.settings import Settings
@@ -46,6 +47,8 @@ class StoreBase:
         elif url is not None:
             msg = "Give either url or settings, not both."
             raise ConfigError(msg)
+        else:
+            settings.checked()
         if settings.url is None and settings.in_function:
             msg = (
                 "No database URL is set, and a function cannot run the embedded PostgreSQL: set "
@@ -56,7 +59,7 @@ class StoreBase:
         self._tenant_id = NIL_TENANT if tenant_id is None else inputs.uuid(tenant_id, "tenant_id")
         # Only one that the store made itself is closed with it.
         self._own_embedder = embedder_of(settings) if embedder is None else None
-        self._embedder = self._own_embedder if embedder is None else embedder
+        self._embedder = self._own_embedder if embedder is None else _usable(embedder)
         self._tokenizer = tokenizer
         self._pool = Pool(settings)
 
@@ -144,19 +147,25 @@ class StoreBase:
         found, _ = await self._pool.transact(work, statement)
         return found
 
-    async def _embedded(self, embedder: Embedder, texts: list[str]) -> list[str]:
+    async def _embedded(
+        self, embedder: Embedder, texts: list[str], seconds: float | None = None
+    ) -> list[str]:
         """Return one embedding for each text, as statements take it. No connection is held.
 
-        Of the time that the caller left (`pool.within`) at most half is used: the statement that
-        follows needs some too, also when the embedder never answers.
+        Args:
+            embedder: makes them.
+            texts: none of them blank.
+            seconds: how long it may take; None for as long as somebody waits for the result.
 
         Raises:
-            EmbeddingError: the embedder failed, or returned something else than one
-                `float[dimensions]` for each text.
+            EmbeddingError: the embedder failed, did not answer in time, or returned something else
+                than one `float[dimensions]` for each text.
         """
-        left = seconds_left()
+        if seconds is None:
+            seconds = share_of_time(self._settings.embedding_seconds)
+        bound = asyncio.timeout(seconds)
         try:
-            async with asyncio.timeout(None if left is None else left / 2):
+            async with bound:
                 vectors = await embedder.embed(texts)
             made = [
                 inputs.embedding(
@@ -169,6 +178,9 @@ class StoreBase:
         except ContextStoreError:
             raise
         except Exception as error:
+            if bound.expired():
+                msg = f"The embedder did not answer within {max(0, seconds):.3g} s."
+                raise EmbeddingError(msg, retryable=True) from None
             # Its own words may quote the text.
             msg = f"The embedder failed ({type(error).__name__})."
             raise EmbeddingError(msg, retryable=isinstance(error, OSError)) from error
@@ -177,10 +189,48 @@ class StoreBase:
             raise EmbeddingError(msg)
         return made
 
+    def _job_seconds(self) -> float:
+        """Return how long embedding a batch may take where nobody waits for the single message.
+
+        As long as it is claimed, since another worker may take it then.
+        """
+        return share_of_time(max(self._settings.claim_seconds, self._settings.embedding_seconds))
+
     def _embedding_model(self) -> str | None:
         if self._embedder is not None:
             return self._embedder.model
         return self._settings.embedding_model
+
+
+def _usable(embedder: Embedder) -> Embedder:
+    """Return the embedder, if it is one that can be asked and whose vectors can be kept.
+
+    Raises:
+        ConfigError: it lacks something.
+    """
+    if not callable(getattr(embedder, "embed", None)):
+        msg = (
+            "An embedder has a model, its name, and an async embed; CallableEmbedder makes one of "
+            "a function."
+        )
+        raise ConfigError(msg)
+    model_name(getattr(embedder, "model", None))
+    return embedder
+
+
+def share_of_time(seconds: float) -> float:
+    """Return how long embedding may take: so long, or less where the caller's time is short.
+
+    Of the time that the caller left (`pool.within`) it gets half: the statement that follows needs
+    some too, also when the embedder never answers.
+    """
+    left = seconds_left()
+    return seconds if left is None else min(seconds, left / 2)
+
+
+def has_meaning(content: str | None) -> bool:
+    """Tell whether there is something to embed: blanks aren't, and some servers refuse them."""
+    return bool(content and not content.isspace())
 
 
 def _settings_beside(embedder: Embedder | None) -> dict[str, Any]:

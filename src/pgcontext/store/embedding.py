@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import time
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
@@ -18,20 +19,25 @@ from pgcontext.errors import (
     EmbeddingError,
     InvalidInputError,
 )
-from pgcontext.store.base import Rows, StoreBase
+from pgcontext.store.base import Rows, StoreBase, has_meaning
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
 
     from pgcontext.embedding import Embedder
 
-    Embed: TypeAlias = Callable[[list[str]], Awaitable[list[str]]]
+    # Texts, and how many seconds it may take.
+    Embed: TypeAlias = Callable[[list[str], float], Awaitable[list[str]]]
 
 logger: Final = logging.getLogger("pgcontext")
 
 # What an embedding server answers to a text that is too long, or otherwise not to its liking; None
 # where there was no server.
 _ABOUT_THE_TEXT: Final = frozenset({None, 400, 413, 422})
+# What a server answers that chokes on a text, and also one that is broken.
+_CHOKED: Final = frozenset({424, 500})
+_TRIES: Final = 2
+_CHOKED_TRIES: Final = limits.EMBED_REFUSED_MESSAGES_MAX
 
 
 class Outcome(NamedTuple):
@@ -48,56 +54,103 @@ class Outcome(NamedTuple):
     error: ContextStoreError | None
 
 
-async def embed_texts(embed: Embed, texts: list[str]) -> Outcome:
+class _Asking:
+    """Asks an embedder for the same texts, in ever other parts, until the time is over.
+
+    Args:
+        embed: makes the embeddings of some texts.
+        texts: to be embedded.
+        seconds: how long all of it may take.
+
+    Attributes:
+        vectors: what came so far, by the places of the texts.
+    """
+
+    def __init__(self, embed: Embed, texts: list[str], seconds: float) -> None:
+        self._embed = embed
+        self._texts = texts
+        self._end = time.monotonic() + seconds
+        self.vectors: dict[int, str] = {}
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    async def ask(self, places: list[int]) -> None:
+        texts = [self._texts[place] for place in places]
+        made = await self._embed(texts, self._end - time.monotonic())
+        self.vectors.update(zip(places, made, strict=True))
+
+
+async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome:
     """Embed texts, so that one which the embedder never takes holds up none of the others.
 
     A batch that fails is halved until it is known which texts are to blame. What fails for every
-    text alike ends it: a refused key, vectors of another length, a server that is away, or
-    `EMBED_REFUSED_MESSAGES_MAX` texts refused and none accepted.
+    text alike ends it: a refused key, vectors of another length, a server that is away,
+    `EMBED_REFUSED_MESSAGES_MAX` texts refused and none accepted; and so does the end of the time.
+
+    Args:
+        embed: makes the embeddings of some texts.
+        texts: to be embedded.
+        seconds: how long all of it may take.
     """
-    vectors: dict[int, str] = {}
+    asking = _Asking(embed, texts, seconds)
+    vectors = asking.vectors
     refused: list[int] = []
-    waiting = [range(len(texts))]
+    waiting = [list(range(len(texts)))] if texts else []
     failures = settled = 0  # calls in a row that failed; how many were refused before those
     while waiting:
         batch = waiting.pop()
         try:
-            made = await embed([texts[place] for place in batch])
+            await asking.ask(batch)
         except ContextStoreError as error:
-            if _is_everybodys(error):
+            if _is_everybodys(error) or asking.is_over:
                 return Outcome(vectors, refused, error)
             failures += error.retryable
             if failures > limits.EMBED_FAILURES_COUNT_MAX:
                 return Outcome(vectors, refused[:settled], error)
-            if failures == 1 and await _is_away(embed, [texts[place] for place in batch], vectors):
-                return Outcome(vectors, refused, error)
+            if error.retryable and failures == 1:
+                guilty = await _guilty_of_all(asking, batch, error)
+                if guilty is not None:
+                    return Outcome(vectors, refused + guilty, error)
             if len(batch) == 1:
-                refused.append(batch[0])
+                refused += batch
             if not vectors and len(refused) >= limits.EMBED_REFUSED_MESSAGES_MAX:
                 return Outcome(vectors, refused, error)
-            if len(batch) > 1:
-                half = len(batch) // 2
-                waiting += [batch[half:], batch[:half]]
+            waiting += _halves(batch, vectors)
         else:
-            vectors.update(zip(batch, made, strict=True))
             failures, settled = 0, len(refused)
     return Outcome(vectors, refused, None)
 
 
-async def _is_away(embed: Embed, failed: list[str], vectors: dict[int, str]) -> bool:
-    """Tell whether a failure that seems to pass is a server's, or one text's that it chokes on.
+def _halves(batch: list[int], vectors: dict[int, str]) -> list[list[int]]:
+    """Return what is left of a batch that failed, in two parts; nothing if it was one text."""
+    left = [place for place in batch if place not in vectors]
+    half = len(left) // 2
+    return [part for part in (left[half:], left[:half]) if part and len(batch) > 1]
 
-    Two texts are tried alone: if one is to blame, the other isn't. By chance, so that the same two
-    which are to blame don't hold up the others each time. A single one is, if the server took
-    others.
+
+async def _guilty_of_all(
+    asking: _Asking, batch: list[int], error: ContextStoreError
+) -> list[int] | None:
+    """Find out whether a failure that seems to pass is a server's, or of a text it chokes on.
+
+    A few texts are tried alone: if one is to blame, another isn't. By chance, so that the same few
+    don't hold up the others each time. A single text is to blame if the server took others.
+
+    Returns:
+        None if the server embeds something. Else the texts that it failed for alone, and so perhaps
+        chokes on: none if it is away.
     """
-    if len(failed) == 1:
-        return not vectors
-    for text in random.sample(failed, 2):
+    choked = isinstance(error, EmbeddingError) and error.status in _CHOKED
+    alone = random.sample(batch, min(len(batch), _CHOKED_TRIES if choked else _TRIES))
+    if len(batch) == 1 and asking.vectors:
+        return None
+    for place in alone if len(batch) > 1 else ():
         with suppress(ContextStoreError):
-            await embed([text])
-            return False
-    return True
+            await asking.ask([place])
+            return None
+    return alone if choked and not asking.is_over else []
 
 
 def _is_everybodys(error: ContextStoreError) -> bool:
@@ -125,7 +178,7 @@ class EmbeddingMethods(StoreBase):
         statements a batch; a third gives back what the embedder did not take.
 
         0 means that nothing is due. A text that the embedder refuses by itself holds up no other;
-        it is tried again ever more seldom, at least once a day.
+        it is tried again ever more seldom, at least once a day. A blank one owes nothing.
 
         Args:
             limit: messages at most, up to `EMBED_MESSAGES_MAX`.
@@ -159,18 +212,20 @@ class EmbeddingMethods(StoreBase):
         self, embedder: Embedder, claimed: Rows
     ) -> tuple[int, ContextStoreError | None]:
         """Embed what was claimed and write it; give back the rest. Return how many, and why not."""
-        ids = [str(row["id"]) for row in claimed]
+        texts = {str(row["id"]): row["content"] for row in claimed if has_meaning(row["content"])}
+        ids, blank = list(texts), {str(row["id"]) for row in claimed} - texts.keys()
         try:
             outcome = await embed_texts(
-                partial(self._embedded, embedder), [row["content"] or "" for row in claimed]
+                partial(self._embedded, embedder), list(texts.values()), self._job_seconds()
             )
         except asyncio.CancelledError:
             with suppress(ContextStoreError):  # then the claim runs out
                 await self._release(ids, 0, 0)
             raise
-        written = await self._fill(ids, outcome.vectors, embedder.model)
+        made = {ids[place]: vector for place, vector in outcome.vectors.items()}
+        written = await self._fill(made | dict.fromkeys(blank), embedder.model)
         refused = [ids[place] for place in outcome.refused]
-        untried = set(ids) - set(refused) - {ids[place] for place in outcome.vectors}
+        untried = texts.keys() - made.keys() - set(refused)
         if refused:
             logger.warning("the embedder refused messages: %d", len(refused))
             await self._release(
@@ -181,13 +236,14 @@ class EmbeddingMethods(StoreBase):
             await self._release(untried, limits.EMBED_RETRY_SECONDS, limits.EMBED_RETRY_SECONDS)
         return written, outcome.error
 
-    async def _fill(self, ids: list[str], vectors: dict[int, str], model: str) -> int:
+    async def _fill(self, vectors: dict[str, str | None], model: str) -> int:
+        """Write embeddings by the messages' ids; with None, a message owes none any more."""
         if not vectors:
             return 0
-        batch = encode({"id": ids[place], "embedding": text} for place, text in vectors.items())
+        batch = encode({"id": each, "embedding": vector} for each, vector in vectors.items())
         found, retried = await self._fetch(statements.EMBED_FILL, batch, model)
         # After a lost reply nothing is owed any more: it was the first try that wrote them.
-        return len(vectors) if retried else found[0]["messages"]
+        return sum(map(bool, vectors.values())) if retried else found[0]["messages"]
 
     async def _release(self, ids: Iterable[str], least: float, most: float) -> None:
         """Give claimed messages back, claimable again after so many seconds."""

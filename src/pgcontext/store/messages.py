@@ -22,7 +22,7 @@ from pgcontext.errors import (
 from pgcontext.messages import drafts, encode, same, written
 from pgcontext.models import Window
 from pgcontext.pool import UniqueViolationError
-from pgcontext.store.base import Rows, StoreBase, cap_of
+from pgcontext.store.base import Rows, StoreBase, cap_of, has_meaning
 from pgcontext.tokens import Tokenizer, get_tokenizer
 
 if TYPE_CHECKING:
@@ -340,12 +340,7 @@ class MessageMethods(StoreBase):
             raise InvalidInputError(msg)
         if embed is False or (embed is None and self._embedder is None):
             return
-        # Blanks have no meaning to embed, and some servers refuse a batch that has any.
-        owed = [
-            draft
-            for draft in batch
-            if draft.embedding is None and draft.content and not draft.content.isspace()
-        ]
+        owed = [draft for draft in batch if draft.embedding is None and has_meaning(draft.content)]
         if embed != "later" and self._embedder is not None:
             owed = await self._embed_now(self._embedder, owed)
         for draft in owed:
