@@ -2,7 +2,8 @@
 
 It goes on until nothing is due or its time is nearly over, for the default tenant, or for those
 that its event or its arguments name. It may run while the store is used, many times at once, and be
-stopped at any moment: what it had claimed, another run finishes.
+stopped at any moment: what it had claimed, another run finishes. But it ends by itself in time, so
+that nothing stays claimed for longer than it works.
 
 As a function: `handlers.embed.handler`, with `{"tenant_ids": [...]}`, optional. From a shell:
 `python handlers/embed.py [TENANT ...]`.
@@ -16,9 +17,11 @@ import sys
 import time
 from typing import Any, Final, cast
 
-from pgcontext import ContextStore, ContextStoreError, EmbeddingError
+from pgcontext import ContextStore, ContextStoreError, EmbeddingError, limits
+from pgcontext.pool import within
 
-# What a batch may take; a new one is begun only while so much time is left.
+# A batch is begun while so much time is left, or half of all there was. Embedding gets half of it,
+# which by default is what one call of a server may take; the rest is for writing what came.
 BATCH_SECONDS: Final = 60.0
 BATCH_MESSAGES: Final = 200
 
@@ -31,7 +34,7 @@ def handler(event: object, context: Any) -> dict[str, int]:  # noqa: ANN401 (Lam
     """
     given = cast("dict[str, Any]", event) if isinstance(event, dict) else {}
     left = math.inf if context is None else context.get_remaining_time_in_millis() / 1_000
-    return asyncio.run(_embed(given.get("tenant_ids"), left - BATCH_SECONDS))
+    return asyncio.run(_embed(given.get("tenant_ids"), left - limits.FUNCTION_MARGIN_SECONDS))
 
 
 async def embed(
@@ -42,16 +45,24 @@ async def embed(
     Args:
         store: whose database and embedder.
         tenant_ids: whose messages; None is the store's own tenant.
-        seconds: no batch is begun after so long.
+        seconds: how long it may take in all.
 
     Raises:
-        EmbeddingError: the embedder failed for a tenant; the others had their turns all the same.
+        EmbeddingError: the embedder failed for a tenant, or did not answer in time; the others had
+            their turns all the same.
     """
-    end = time.monotonic() + seconds
+    with within(seconds):
+        return await _embed_in_turns(store, tenant_ids, seconds)
+
+
+async def _embed_in_turns(
+    store: ContextStore, tenant_ids: list[str] | None, seconds: float
+) -> dict[str, int]:
+    last_begin = time.monotonic() + seconds - min(BATCH_SECONDS, seconds / 2)
     stores = [store] if tenant_ids is None else [store.for_tenant(each) for each in tenant_ids]
     messages = 0
     failure: EmbeddingError | None = None
-    while stores and time.monotonic() < end:
+    while stores and time.monotonic() < last_begin:
         turn, *stores = stores
         try:
             embedded = await turn.embed_pending(limit=BATCH_MESSAGES)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from pgcontext import ContextStore
 
-# A function has 300 seconds, as Vercel sets it up; a batch may take a while itself.
-EMBED_SECONDS: Final = 200.0
+# A function has 300 seconds, as Vercel sets it up.
+EMBED_SECONDS: Final = 280.0
 
 
 async def purge_daily(request: Request) -> Response:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 from uuid import uuid4
@@ -9,10 +11,12 @@ from uuid import uuid4
 import pytest
 
 from handlers.embed import embed, handler
-from pgcontext import ContextStore, EmbeddingError, InvalidInputError
+from pgcontext import ContextStore, EmbeddingError, InvalidInputError, limits
 from tests.support import DIMENSIONS
 from tests.support.chats import users
 from tests.support.embedders import Words
+from tests.support.embedding_server import EmbeddingServer
+from tests.support.migrations import execute, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +28,12 @@ async def owe(store: ContextStore, count: int) -> None:
     """Append messages whose embeddings are left for later."""
     context = await store.create()
     await store.append(context.id, users(count), embed="later")
+
+
+async def owed_by_one(url: str, count: int) -> None:
+    """The same for a store that is gone afterwards."""
+    async with ContextStore.from_env(url=url, embedder="none") as store:
+        await owe(store, count)
 
 
 @pytest.fixture
@@ -60,11 +70,14 @@ async def test_no_batch_is_begun_when_the_time_is_over(
     make_store: Callable[..., ContextStore],
 ) -> None:
     """What is left, the next run finds."""
-    store = make_store(embedder=Words(seconds=0.3))
-    await owe(store, 450)
+    embedder = Words(seconds=0.6)
+    store = make_store(embedder=embedder)
+    await owe(store, 1_000)
     assert await embed(store, seconds=0) == {"messages": 0}
-    assert await embed(store, seconds=0.1) == {"messages": 200}
-    assert await embed(store) == {"messages": 250}
+    done = (await embed(store, seconds=3.0))["messages"]
+    assert 200 <= done <= 600
+    embedder.seconds = 0
+    assert await embed(store) == {"messages": 1_000 - done}
 
 
 async def test_a_failing_embedder_fails_the_job(make_store: Callable[..., ContextStore]) -> None:
@@ -112,13 +125,35 @@ class Invocation:
         return self.milliseconds
 
 
+@pytest.mark.usefixtures("job")
+def test_the_function_ends_in_time_whatever_the_server_does(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It isn't stopped in the middle: it fails by itself, and what it claimed is due again soon."""
+    with EmbeddingServer() as server:
+        monkeypatch.setenv("PGCONTEXT_EMBEDDING_URL", server.url)
+        monkeypatch.setenv("PGCONTEXT_EMBEDDING_MODEL", "small")
+        due_in = f"SELECT max(embed_after) <= now() + '{limits.EMBED_RETRY_SECONDS} s' AS soon"
+        asyncio.run(owed_by_one(database_url, 50))
+        server.seconds = 60
+        started = time.monotonic()
+        with pytest.raises(EmbeddingError, match="did not answer"):
+            handler({}, Invocation(3_000))
+        assert time.monotonic() - started < 3
+        [(soon,)] = fetch(database_url, f"{due_in} FROM messages")
+        assert soon
+        execute(database_url, "UPDATE messages SET embed_after = now()")
+        server.seconds = 0.2
+        assert handler({}, Invocation(10_000)) == {"messages": 50}
+
+
 def test_the_function_needs_an_embedder_and_some_time(job: None) -> None:
     """Without the first it says so; without the second it doesn't begin."""
     event = {"source": "aws.scheduler", "detail-type": "Scheduled Event", "detail": {}}
     for context in (None, Invocation(900_000)):
         with pytest.raises(InvalidInputError, match="embedder"):
             handler(event, context)
-    assert handler(event, Invocation(50_000)) == {"messages": 0}
+    assert handler(event, Invocation(300)) == {"messages": 0}
     with pytest.raises(InvalidInputError, match="tenant_id must be"):
         handler({"tenant_ids": ["somebody"]}, None)
 
