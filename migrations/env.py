@@ -12,12 +12,12 @@ from alembic.util import CommandError
 from sqlalchemy import Connection
 
 from pgcontext.errors import ContextStoreError
+from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT
 from pgcontext.migrate import comparison
 from pgcontext.migrate.connection import run
 from pgcontext.migrate.preflight import make_room, prepare, settled
 from pgcontext.migrate.scripts import VERSION_TABLE, revisions
 from pgcontext.schema import build_metadata
-from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT
 from pgcontext.settings import Settings
 
 config = context.config

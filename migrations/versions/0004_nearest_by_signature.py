@@ -16,7 +16,7 @@ SCAN = """
 CREATE FUNCTION {schema}.pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
     of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
-) RETURNS TABLE (id uuid)
+) RETURNS TABLE (id uuid, apart double precision)
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 SET hash_mem_multiplier = '1000'
@@ -26,7 +26,7 @@ DECLARE
 BEGIN
     IF of_metadata IS NULL THEN
         RETURN QUERY
-        SELECT m.id
+        SELECT m.id, m.signature <~> sought AS apart
         FROM {schema}.messages AS m
         WHERE m.tenant_id = of_tenant
           AND m.deleted_at IS NULL
@@ -40,11 +40,11 @@ BEGIN
               SELECT c.id FROM {schema}.contexts AS c
               WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
           )
-        ORDER BY m.signature <~> sought, uuid_hash(m.id)
+        ORDER BY apart, uuid_hash(m.id)
         LIMIT candidates;
     ELSE
         RETURN QUERY
-        SELECT m.id
+        SELECT m.id, m.signature <~> sought AS apart
         FROM {schema}.contexts AS c
         CROSS JOIN LATERAL (
             SELECT m.id, m.signature
@@ -60,7 +60,7 @@ BEGIN
             OFFSET 0
         ) AS m
         WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY m.signature <~> sought, uuid_hash(m.id)
+        ORDER BY apart, uuid_hash(m.id)
         LIMIT candidates;
     END IF;
 END
@@ -95,45 +95,41 @@ BEGIN
 END
 $function$"""
 
-PREFERS_GRAPH = """
-CREATE FUNCTION {schema}.pgcontext_prefers_graph(of_tenant uuid, exact_rows integer)
-RETURNS boolean
-LANGUAGE plpgsql STABLE
-AS $function$
-DECLARE
-    embedded real := (
-        SELECT i.reltuples FROM pg_class AS i
-        WHERE i.oid = to_regclass('{schema}.messages_signature_idx')
-          AND to_regclass('{schema}.messages_embedding_idx') IS NOT NULL
-    );
-    share real;
-BEGIN
-    IF coalesce(embedded, 0) <= exact_rows THEN
-        RETURN false;
-    END IF;
-    SELECT (s.most_common_freqs)[
-        array_position(s.most_common_vals::text::uuid[], of_tenant)
-    ]
-    INTO share
-    FROM pg_stats AS s
-    JOIN pg_class AS t ON t.oid = to_regclass('{schema}.messages')
-    JOIN pg_namespace AS n ON n.oid = t.relnamespace
-    WHERE s.schemaname = n.nspname
-      AND s.tablename = t.relname AND s.attname = 'tenant_id';
-    RETURN coalesce(embedded * share * share > exact_rows, false);
-END
-$function$"""
-
-BEST = """
-CREATE FUNCTION {schema}.pgcontext_best(
-    of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
-    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint, OUT seen bigint
+SIZE = """
+CREATE FUNCTION {schema}.pgcontext_size(
+    of_tenant uuid, exact_rows integer, OUT embedded double precision, OUT prefers_graph boolean
 )
 LANGUAGE plpgsql STABLE
 AS $function$
+DECLARE
+    everybody double precision;
+    of_schema name;
 BEGIN
-    WITH measured AS MATERIALIZED (
-        SELECT c.id, c.place, d.distance
+    SELECT i.reltuples, n.nspname INTO everybody, of_schema
+    FROM pg_class AS i JOIN pg_namespace AS n ON n.oid = i.relnamespace
+    WHERE i.oid = to_regclass('{schema}.messages_signature_idx');
+    IF everybody > least(exact_rows, 32 * 8 * 200) THEN
+        SELECT everybody * (s.most_common_freqs)[
+            array_position(s.most_common_vals::text::uuid[], of_tenant)
+        ]
+        INTO embedded
+        FROM pg_stats AS s
+        WHERE s.schemaname = of_schema AND s.tablename = 'messages' AND s.attname = 'tenant_id';
+    END IF;
+    embedded := coalesce(embedded, 0);
+    prefers_graph := embedded * embedded > exact_rows * everybody
+                     AND to_regclass('{schema}.messages_embedding_idx') IS NOT NULL;
+END
+$function$"""
+
+DISTANCES = """
+CREATE FUNCTION {schema}.pgcontext_distances(of_tenant uuid, query vector, candidates uuid[])
+RETURNS double precision[]
+LANGUAGE plpgsql STABLE
+AS $function$
+BEGIN
+    RETURN ARRAY(
+        SELECT nullif(d.distance, 'NaN')
         FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
         CROSS JOIN LATERAL (
             SELECT m.embedding <=> query AS distance
@@ -141,17 +137,78 @@ BEGIN
             WHERE m.tenant_id = of_tenant AND m.id = c.id
             LIMIT 1
         ) AS d
-    )
-    SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure),
-           (SELECT count(DISTINCT measured.distance) FROM measured)
-    INTO ids, distances, furthest, seen
-    FROM (
-        SELECT n.*, row_number() OVER (ORDER BY n.distance, n.id) AS ordinal
+        ORDER BY c.place
+    );
+END
+$function$"""
+
+STANDS_OUT = """
+CREATE FUNCTION {schema}.pgcontext_stands_out(distances double precision[], judged integer)
+RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $function$
+BEGIN
+    RETURN (
+        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= 2 * judged
+               AND max(n.distance) FILTER (WHERE n.ordinal = judged)
+                   <= 0.7 * max(n.distance) FILTER (WHERE n.ordinal = 400)
         FROM (
-            SELECT * FROM measured ORDER BY measured.distance, measured.id LIMIT hits
+            SELECT m.distance, m.place, row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
+            FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
         ) AS n
+    );
+END
+$function$"""
+
+DEPTH = """
+CREATE FUNCTION {schema}.pgcontext_depth(
+    apart double precision[], distances double precision[], judged integer, complete boolean
+) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE
+AS $function$
+DECLARE
+    measured integer := cardinality(distances);
+    best record;
+    line record;
+    needed integer;
+BEGIN
+    SELECT max(b.distance) AS last, max(b.place) AS furthest INTO best
+    FROM (
+        SELECT m.distance, m.place
+        FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
+        ORDER BY m.distance, m.place
+        LIMIT judged
     ) AS b;
+    SELECT f.slope, f.distance - f.slope * f.apart AS start,
+           sqrt(greatest(f.variance, 1e-18)) AS spread, f.different
+    INTO line
+    FROM (
+        SELECT greatest(coalesce(regr_slope(m.distance, m.apart), 0), 0) AS slope,
+               avg(m.distance) AS distance, avg(m.apart) AS apart,
+               var_pop(m.distance) * (1 - coalesce(regr_r2(m.distance, m.apart), 0)) AS variance,
+               count(DISTINCT m.distance) AS different
+        FROM unnest(apart[1:measured], distances) AS m (apart, distance)
+    ) AS f;
+    SELECT measured + coalesce(sum(o.candidates), 0) INTO needed
+    FROM (
+        SELECT l.candidates, sum(
+                   l.candidates / 2 * exp(least(greatest(
+                       (line.start + line.slope * l.apart - best.last) / line.spread, 0
+                   ), 30) ^ 2 / -2)
+               ) OVER (ORDER BY l.apart DESC) AS missed
+        FROM (
+            SELECT c.apart, count(*)::double precision AS candidates
+            FROM unnest(apart[measured + 1:]) AS c (apart)
+            GROUP BY c.apart
+            UNION ALL
+            SELECT apart[cardinality(apart)] + 1, cardinality(apart) WHERE NOT complete
+        ) AS l
+    ) AS o
+    WHERE o.missed > 0.03 * judged;
+    IF line.different < 2 * best.furthest THEN
+        RETURN greatest(needed, 2 * best.furthest, measured * 3 / 2);
+    END IF;
+    RETURN needed;
 END
 $function$"""
 
@@ -165,47 +222,60 @@ LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     candidates uuid[];
-    best record;
+    apart double precision[];
+    distances double precision[];
     judged integer := greatest(sure, 10);
-    depth integer := greatest(400, 8 * judged, hits);
-    reach integer := 4 * depth;
+    depth integer := greatest(200, 4 * judged, hits);
+    size record := {schema}.pgcontext_size(of_tenant, exact_rows);
+    reach integer := depth * least(
+        greatest(8, size.embedded / 32 / depth), 64
+    );
+    needed integer;
+    complete boolean;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
-       AND {schema}.pgcontext_prefers_graph(of_tenant, exact_rows) THEN
+       AND size.prefers_graph THEN
         candidates := ARRAY(
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {schema}.pgcontext_best(
-            of_tenant, query, candidates, greatest(hits, 400), judged
-        );
-        IF best.furthest <= 2 * judged
-           AND best.distances[judged] <= 0.7 * best.distances[400] THEN
-            RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
+        distances := {schema}.pgcontext_distances(of_tenant, query, candidates);
+        IF {schema}.pgcontext_stands_out(distances, judged) THEN
+            RETURN QUERY
+            SELECT f.id, f.distance FROM unnest(candidates, distances) AS f (id, distance)
+            WHERE f.distance IS NOT NULL
+            ORDER BY f.distance, f.id
+            LIMIT hits;
             RETURN;
         END IF;
     END IF;
+    distances := '{}';
+    <<searching>>
     LOOP
-        candidates := ARRAY(
-            SELECT s.id
-            FROM {schema}.pgcontext_scan(
-                of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
-                of_model
-            ) AS s
-        );
-        WHILE depth <= reach LOOP
-            best := {schema}.pgcontext_best(
-                of_tenant, query, candidates[1:depth], greatest(hits, judged), judged
+        SELECT coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.apart), '{}')
+        INTO candidates, apart
+        FROM {schema}.pgcontext_scan(
+            of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
+            of_model
+        ) AS s;
+        complete := cardinality(candidates) < reach;
+        LOOP
+            distances := distances || {schema}.pgcontext_distances(
+                of_tenant, query, candidates[cardinality(distances) + 1:depth]
             );
-            IF best.furthest * 4 <= best.seen
-               OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
-                RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
-                RETURN;
-            END IF;
-            depth := depth * 4;
+            EXIT searching WHEN complete AND depth >= cardinality(candidates);
+            needed := {schema}.pgcontext_depth(apart, distances, judged, complete);
+            EXIT searching WHEN needed <= depth;
+            EXIT WHEN depth >= cardinality(candidates);
+            depth := least(needed, cardinality(candidates));
         END LOOP;
-        reach := 4 * depth;
+        reach := 8 * reach;
     END LOOP;
+    RETURN QUERY
+    SELECT f.id, f.distance FROM unnest(candidates[1:depth], distances) AS f (id, distance)
+    WHERE f.distance IS NOT NULL
+    ORDER BY f.distance, f.id
+    LIMIT hits;
 END
 $function$"""
 
@@ -323,6 +393,9 @@ BEGIN
 END
 $function$"""
 
+NEAREST_FUNCTIONS = (SCAN, GRAPH, SIZE, DISTANCES, STANDS_OUT, DEPTH, NEAREST)
+MATCHING_FUNCTIONS = (EXPECTED, MATCHES, MATCHING)
+
 FORMER_NEAREST = """
 CREATE FUNCTION {schema}.pgcontext_nearest(
     of_tenant uuid, query halfvec, candidates integer, of_embedding_model text,
@@ -379,8 +452,10 @@ DROP FUNCTION {schema}.pgcontext_nearest(
         uuid, vector, integer, integer, integer, text, text[], timestamptz, timestamptz, jsonb,
         text
     ),
-    {schema}.pgcontext_best(uuid, vector, uuid[], integer, integer),
-    {schema}.pgcontext_prefers_graph(uuid, integer),
+    {schema}.pgcontext_depth(double precision[], double precision[], integer, boolean),
+    {schema}.pgcontext_stands_out(double precision[], integer),
+    {schema}.pgcontext_distances(uuid, vector, uuid[]),
+    {schema}.pgcontext_size(uuid, integer),
     {schema}.pgcontext_graph(uuid, vector, text),
     {schema}.pgcontext_scan(
         uuid, vector, integer, text, text[], timestamptz, timestamptz, jsonb, text
@@ -408,7 +483,18 @@ def upgrade() -> None:
     execute(DROP_FORMER)
     execute(INDEX)
     execute(VERSION_KEY)
-    for function in (SCAN, GRAPH, PREFERS_GRAPH, BEST, NEAREST, EXPECTED, MATCHES, MATCHING):
+    for function in (
+        SCAN,
+        GRAPH,
+        SIZE,
+        DISTANCES,
+        STANDS_OUT,
+        DEPTH,
+        NEAREST,
+        EXPECTED,
+        MATCHES,
+        MATCHING,
+    ):
         execute(function)
 
 

@@ -61,7 +61,7 @@ async def vacuumed(url: str) -> None:
     """Gather the statistics without which no graph is walked."""
     connection = await asyncpg.connect(url)
     await connection.execute("VACUUM (ANALYZE) messages")
-    assert await connection.fetchval("SELECT pgcontext_prefers_graph($1, 0)", UUID(int=0))
+    assert await connection.fetchval("SELECT prefers_graph FROM pgcontext_size($1, 0)", UUID(int=0))
     await connection.close()
 
 

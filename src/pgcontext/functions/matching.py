@@ -2,7 +2,7 @@
 
 A question in plain language matches a great part of all messages by its commonest words, and none
 of those is among the best if something matches the rare ones. PostgreSQL knows how common a word is
-(`pg_stats`), so the rare ones are looked for first.
+(`pg_stats`), so in a tenant of many messages the rare ones are looked for first.
 
 It is a function for two reasons: a plan made for these words, and not for any, tells whether to go
 by the words' index or by the tenant's; and only a function can look at what was found, and go on.
@@ -13,17 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from pgcontext.functions.filling import filled
+from pgcontext.statements.ranking import RARE_ROWS_MAX, RARE_TERMS_MAX, rank_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # Ranking a match takes a few microseconds. What is expected beyond this is left to a second look.
 RANKED_ROWS_MAX: Final = 20_000
-# Fewer messages than this that have a word are all among the candidates, whatever their rank: an
-# identifier must not be lost among what shares the rest of the query.
-RARE_ROWS_MAX: Final = 50
-RARE_EXPECTED_MAX: Final = 1_000
-RARE_TERMS_MAX: Final = 32
 
 
 def matching_functions(prefix: str) -> Iterator[str]:
@@ -36,24 +32,39 @@ def matching_functions(prefix: str) -> Iterator[str]:
         "prefix": prefix,
         "ranked_rows_max": RANKED_ROWS_MAX,
         "rare_rows_max": RARE_ROWS_MAX,
-        "rare_expected_max": RARE_EXPECTED_MAX,
         "rare_terms_max": RARE_TERMS_MAX,
+        "rank": rank_of("m.text_search", "query"),
     }
     for ddl in (_EXPECTED, _MATCHES, _MATCHING):
         yield filled(ddl, values)
 
 
-# How many messages of the table have each of these words; 0 where that isn't known, or few.
+# How many messages of the table have each of these words; 0 where that isn't known, or few. All 0
+# for a tenant that is small, whatever others say: what it has is soon looked at. The most that a
+# tenant can have which the statistics don't name is what the last of the named has.
 _EXPECTED: Final = """
-CREATE FUNCTION {prefix}pgcontext_expected(terms tsquery[]) RETURNS double precision[]
+CREATE FUNCTION {prefix}pgcontext_expected(of_tenant uuid, terms tsquery[])
+RETURNS double precision[]
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
-    messages real := (
-        SELECT c.reltuples FROM pg_class AS c WHERE c.oid = '{prefix}messages'::regclass
-    );
+    messages real;
+    home name;
+    share real;
 BEGIN
-    IF messages <= {ranked_rows_max} THEN
+    SELECT c.reltuples, n.nspname INTO messages, home
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = '{prefix}messages'::regclass;
+    SELECT coalesce(
+        (s.most_common_freqs)[
+            array_position(s.most_common_vals::text::uuid[], of_tenant)
+        ],
+        (SELECT min(f.frequency) FROM unnest(s.most_common_freqs) AS f (frequency))
+    )
+    INTO share
+    FROM pg_stats AS s
+    WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'tenant_id';
+    IF messages * coalesce(share, 1) <= {ranked_rows_max} THEN
         RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
     RETURN ARRAY(
@@ -62,12 +73,9 @@ BEGIN
         LEFT JOIN (
             SELECT '''' || replace(e.lexeme, '''', '''''') || '''' AS term, e.frequency
             FROM pg_stats AS s
-            JOIN pg_class AS c ON c.oid = '{prefix}messages'::regclass
-            JOIN pg_namespace AS n ON n.oid = c.relnamespace
             CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
                 AS e (lexeme, frequency)
-            WHERE s.schemaname = n.nspname
-              AND s.tablename = c.relname AND s.attname = 'text_search'
+            WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'text_search'
         ) AS known ON known.term = t.term::text
         ORDER BY t.place
     );
@@ -100,15 +108,16 @@ BEGIN
           WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
             AND (of_metadata IS NULL OR c.metadata @> of_metadata)
       )
-    ORDER BY CASE WHEN query IS NOT NULL THEN
-                 ts_rank(m.text_search, query)
-                 / (1 + ln(1 + length(m.text_search) / 100.0::double precision))
-             END DESC,
+    ORDER BY CASE WHEN query IS NOT NULL THEN {rank} END DESC,
              CASE WHEN query IS NOT NULL THEN m.id END DESC
     LIMIT candidates;
 END
 $function$"""
 
+# Words are looked for that together are expected in no more messages than can be ranked, the rarest
+# of all in any case; then all. Where that leaves any out, each of those words is looked up: what few
+# have comes along. A word that is enough to match is looked up alone: so the index reads nothing else.
+# That it is enough shows in the query, which without a phrase is its words and an OR between any two.
 _MATCHING: Final = """
 CREATE FUNCTION {prefix}pgcontext_matching(
     of_tenant uuid, query tsquery, terms tsquery[], candidates integer, of_roles text[],
@@ -117,38 +126,44 @@ CREATE FUNCTION {prefix}pgcontext_matching(
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
-    expected double precision[] := {prefix}pgcontext_expected(terms);
-    rare tsquery;
+    rare tsquery[] := ARRAY(
+        SELECT o.term
+        FROM (
+            SELECT t.term, t.place, row_number() OVER rarest_first AS ordinal,
+                   sum(t.expected) OVER rarest_first AS running
+            FROM unnest(terms, {prefix}pgcontext_expected(of_tenant, terms))
+                WITH ORDINALITY AS t (term, expected, place)
+            WINDOW rarest_first AS (ORDER BY t.expected, t.place ROWS UNBOUNDED PRECEDING)
+        ) AS o
+        WHERE o.ordinal = 1 OR o.running <= {ranked_rows_max}
+        ORDER BY o.place
+    );
+    wanted tsquery := query;
+    any_is_enough boolean := numnode(query) < 2 * cardinality(terms);
+    term tsquery;
     few uuid[];
     found uuid[];
 BEGIN
-    SELECT string_agg(o.term::text, ' | ')::tsquery INTO rare
-    FROM (
-        SELECT t.term, row_number() OVER rarest_first AS place,
-               sum(t.expected) OVER rarest_first AS running, sum(t.expected) OVER () AS total
-        FROM unnest(terms, expected) AS t (term, expected)
-        WINDOW rarest_first AS (ORDER BY t.expected, t.term::text ROWS UNBOUNDED PRECEDING)
-    ) AS o
-    WHERE o.total > {ranked_rows_max} AND (o.place = 1 OR o.running <= {ranked_rows_max});
+    IF cardinality(rare) < cardinality(terms) THEN
+        wanted := array_to_string(rare, ' | ')::tsquery && query;
+    END IF;
     LOOP
         found := ARRAY(
             SELECT m.id
             FROM {prefix}pgcontext_matches(
-                of_tenant, coalesce(rare && query, query), query, candidates, of_roles, since,
-                until, of_metadata, of_model
+                of_tenant, wanted, query, candidates, of_roles, since, until, of_metadata, of_model
             ) AS m
         );
-        EXIT WHEN rare IS NULL OR cardinality(found) >= candidates;
-        rare := NULL;
+        EXIT WHEN wanted = query OR cardinality(found) >= candidates;
+        wanted := query;
     END LOOP;
     IF cardinality(found) >= candidates THEN
-        FOR place IN 1 .. least(cardinality(terms), {rare_terms_max}) LOOP
-            CONTINUE WHEN expected[place] > {rare_expected_max};
+        FOREACH term IN ARRAY rare[1:{rare_terms_max}] LOOP
             few := ARRAY(
                 SELECT m.id
                 FROM {prefix}pgcontext_matches(
-                    of_tenant, terms[place] && query, NULL, {rare_rows_max}, of_roles, since,
-                    until, of_metadata, of_model
+                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, NULL,
+                    {rare_rows_max}, of_roles, since, until, of_metadata, of_model
                 ) AS m
             );
             IF cardinality(few) < {rare_rows_max} THEN

@@ -27,11 +27,17 @@ GRAPH_TUPLES_MAX: Final = 100_000
 GRAPH_FURTHEST_PER_HIT: Final = 2
 GRAPH_CROWD: Final = 400
 GRAPH_CONTRAST: Final = 0.7
-# How many signatures are looked behind at first, per hit and at least, and how far the best hits
-# must lie within them to be taken for all there is.
-SCAN_DEPTH_MIN: Final = 400
-SCAN_DEPTH_PER_HIT: Final = 8
-SCAN_MARGIN: Final = 4
+# How many candidates are measured at first, at least and per hit; and how many are known by then,
+# of a large tenant more: it would have to be scanned again for those that follow.
+SCAN_DEPTH_MIN: Final = 200
+SCAN_DEPTH_PER_HIT: Final = 4
+SCAN_REACH: Final = 8
+SCAN_ROWS_PER_CANDIDATE: Final = 32
+SCAN_REACH_MAX: Final = 64
+# What may be expected to be missed at most, as a share of the hits; and within which part of those
+# measured the best must lie, should signatures tell nothing.
+SCAN_MISSED_SHARE_MAX: Final = 0.03
+SCAN_MARGIN: Final = 2
 # Of fewer hits than this the next best are judged too: that one alone comes early says little.
 JUDGED_MIN: Final = 10
 
@@ -54,10 +60,14 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         "contrast": GRAPH_CONTRAST,
         "depth_min": SCAN_DEPTH_MIN,
         "depth_per_hit": SCAN_DEPTH_PER_HIT,
+        "reach": SCAN_REACH,
+        "rows_per_candidate": SCAN_ROWS_PER_CANDIDATE,
+        "reach_max": SCAN_REACH_MAX,
+        "missed_share_max": SCAN_MISSED_SHARE_MAX,
         "margin": SCAN_MARGIN,
         "judged_min": JUDGED_MIN,
     }
-    for ddl in (_SCAN, _GRAPH, _PREFERS_GRAPH, _BEST, _NEAREST):
+    for ddl in (_SCAN, _GRAPH, _SIZE, _DISTANCES, _STANDS_OUT, _DEPTH, _NEAREST):
         yield filled(ddl, values)
 
 
@@ -69,7 +79,7 @@ _SCAN: Final = """
 CREATE FUNCTION {prefix}pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
     of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
-) RETURNS TABLE (id uuid)
+) RETURNS TABLE (id uuid, apart double precision)
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 SET hash_mem_multiplier = '1000'
@@ -79,7 +89,7 @@ DECLARE
 BEGIN
     IF of_metadata IS NULL THEN
         RETURN QUERY
-        SELECT m.id
+        SELECT m.id, m.signature <~> sought AS apart
         FROM {prefix}messages AS m
         WHERE m.tenant_id = of_tenant
           AND m.deleted_at IS NULL
@@ -93,11 +103,11 @@ BEGIN
               SELECT c.id FROM {prefix}contexts AS c
               WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
           )
-        ORDER BY m.signature <~> sought, uuid_hash(m.id)
+        ORDER BY apart, uuid_hash(m.id)
         LIMIT candidates;
     ELSE
         RETURN QUERY
-        SELECT m.id
+        SELECT m.id, m.signature <~> sought AS apart
         FROM {prefix}contexts AS c
         CROSS JOIN LATERAL (
             SELECT m.id, m.signature
@@ -113,7 +123,7 @@ BEGIN
             OFFSET 0
         ) AS m
         WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY m.signature <~> sought, uuid_hash(m.id)
+        ORDER BY apart, uuid_hash(m.id)
         LIMIT candidates;
     END IF;
 END
@@ -148,49 +158,64 @@ BEGIN
 END
 $function$"""
 
-# Whether an exact scan of all that the tenant holds would take longer than the graph.
-_PREFERS_GRAPH: Final = """
-CREATE FUNCTION {prefix}pgcontext_prefers_graph(of_tenant uuid, exact_rows integer)
-RETURNS boolean
-LANGUAGE plpgsql STABLE
-AS $function$
-DECLARE
-    embedded real := (
-        SELECT i.reltuples FROM pg_class AS i
-        WHERE i.oid = to_regclass('{prefix}messages_signature_idx')
-          AND to_regclass('{prefix}messages_embedding_idx') IS NOT NULL
-    );
-    share real;
-BEGIN
-    IF coalesce(embedded, 0) <= exact_rows THEN
-        RETURN false;
-    END IF;
-    SELECT (s.most_common_freqs)[
-        array_position(s.most_common_vals::text::uuid[], of_tenant)
-    ]
-    INTO share
-    FROM pg_stats AS s
-    JOIN pg_class AS t ON t.oid = to_regclass('{prefix}messages')
-    JOIN pg_namespace AS n ON n.oid = t.relnamespace
-    WHERE s.schemaname = n.nspname
-      AND s.tablename = t.relname AND s.attname = 'tenant_id';
-    RETURN coalesce(embedded * share * share > exact_rows, false);
-END
-$function$"""
-
-# The best of some candidates by their true distance, the last place that one of those was at which
-# are to be sure, and how many different ones were seen: however often a text was said, it is one
-# thing that was looked at.
-_BEST: Final = """
-CREATE FUNCTION {prefix}pgcontext_best(
-    of_tenant uuid, query vector, candidates uuid[], hits integer, sure integer,
-    OUT ids uuid[], OUT distances double precision[], OUT furthest bigint, OUT seen bigint
+# About how many embeddings the tenant has, by the planner's statistics: 0 where they don't say, and
+# where the table has too few for it to matter. And whether to scan them would take longer than the
+# graph, whose work grows as the tenant's share of the table shrinks: hence the square.
+_SIZE: Final = """
+CREATE FUNCTION {prefix}pgcontext_size(
+    of_tenant uuid, exact_rows integer, OUT embedded double precision, OUT prefers_graph boolean
 )
 LANGUAGE plpgsql STABLE
 AS $function$
+DECLARE
+    everybody double precision;
+    of_schema name;
 BEGIN
-    WITH measured AS MATERIALIZED (
-        SELECT c.id, c.place, d.distance
+    SELECT i.reltuples, n.nspname INTO everybody, of_schema
+    FROM pg_class AS i JOIN pg_namespace AS n ON n.oid = i.relnamespace
+    WHERE i.oid = to_regclass('{prefix}messages_signature_idx');
+    IF everybody > least(exact_rows, {rows_per_candidate} * {reach} * {depth_min}) THEN
+        SELECT everybody * (s.most_common_freqs)[
+            array_position(s.most_common_vals::text::uuid[], of_tenant)
+        ]
+        INTO embedded
+        FROM pg_stats AS s
+        WHERE s.schemaname = of_schema AND s.tablename = 'messages' AND s.attname = 'tenant_id';
+    END IF;
+    embedded := coalesce(embedded, 0);
+    prefers_graph := embedded * embedded > exact_rows * everybody
+                     AND to_regclass('{prefix}messages_embedding_idx') IS NOT NULL;
+END
+$function$"""
+
+# What the graph found is believed if the best of it came first, and are much nearer than the crowd.
+_STANDS_OUT: Final = """
+CREATE FUNCTION {prefix}pgcontext_stands_out(distances double precision[], judged integer)
+RETURNS boolean
+LANGUAGE plpgsql IMMUTABLE
+AS $function$
+BEGIN
+    RETURN (
+        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= {furthest_per_hit} * judged
+               AND max(n.distance) FILTER (WHERE n.ordinal = judged)
+                   <= {contrast} * max(n.distance) FILTER (WHERE n.ordinal = {crowd})
+        FROM (
+            SELECT m.distance, m.place, row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
+            FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
+        ) AS n
+    );
+END
+$function$"""
+
+# In the candidates' order. A vector of zeros, which only SQL could have stored, is at no distance.
+_DISTANCES: Final = """
+CREATE FUNCTION {prefix}pgcontext_distances(of_tenant uuid, query vector, candidates uuid[])
+RETURNS double precision[]
+LANGUAGE plpgsql STABLE
+AS $function$
+BEGIN
+    RETURN ARRAY(
+        SELECT nullif(d.distance, 'NaN')
         FROM unnest(candidates) WITH ORDINALITY AS c (id, place)
         CROSS JOIN LATERAL (
             SELECT m.embedding <=> query AS distance
@@ -198,25 +223,72 @@ BEGIN
             WHERE m.tenant_id = of_tenant AND m.id = c.id
             LIMIT 1
         ) AS d
-    )
-    SELECT array_agg(b.id ORDER BY b.ordinal), array_agg(b.distance ORDER BY b.ordinal),
-           max(b.place) FILTER (WHERE b.ordinal <= sure),
-           (SELECT count(DISTINCT measured.distance) FROM measured)
-    INTO ids, distances, furthest, seen
-    FROM (
-        SELECT n.*, row_number() OVER (ORDER BY n.distance, n.id) AS ordinal
-        FROM (
-            SELECT * FROM measured ORDER BY measured.distance, measured.id LIMIT hits
-        ) AS n
-    ) AS b;
+        ORDER BY c.place
+    );
 END
 $function$"""
 
-# With nothing to filter, and where an exact scan would read too much, the graph is asked. Its work
-# grows as the tenant's share of the table shrinks; the scan's is the tenant's rows: hence the
-# square. What the tenant holds is taken from the planner's statistics; where there are none, or
-# none of this tenant, the scan is right too. What the graph says is believed if its best hits came
-# first, and are much nearer than the crowd; otherwise the scan answers.
+# How many of the candidates are to be measured: known how far apart the signatures of all of them
+# are, and the distances of the first. Distances lie about a line over signatures. How closely tells
+# how likely each of the others is nearer than the last of the best: at most exp(-z²/2)/2, a bound
+# on the normal distribution's tail. Measured are so many that hardly one of the best is left out.
+# Unless the list is complete, as many as it has are taken to follow it. And where the best lie
+# anywhere among those measured, signatures tell too little; however often a text was said, it is
+# one thing that was measured.
+_DEPTH: Final = """
+CREATE FUNCTION {prefix}pgcontext_depth(
+    apart double precision[], distances double precision[], judged integer, complete boolean
+) RETURNS integer
+LANGUAGE plpgsql IMMUTABLE
+AS $function$
+DECLARE
+    measured integer := cardinality(distances);
+    best record;
+    line record;
+    needed integer;
+BEGIN
+    SELECT max(b.distance) AS last, max(b.place) AS furthest INTO best
+    FROM (
+        SELECT m.distance, m.place
+        FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
+        ORDER BY m.distance, m.place
+        LIMIT judged
+    ) AS b;
+    SELECT f.slope, f.distance - f.slope * f.apart AS start,
+           sqrt(greatest(f.variance, 1e-18)) AS spread, f.different
+    INTO line
+    FROM (
+        SELECT greatest(coalesce(regr_slope(m.distance, m.apart), 0), 0) AS slope,
+               avg(m.distance) AS distance, avg(m.apart) AS apart,
+               var_pop(m.distance) * (1 - coalesce(regr_r2(m.distance, m.apart), 0)) AS variance,
+               count(DISTINCT m.distance) AS different
+        FROM unnest(apart[1:measured], distances) AS m (apart, distance)
+    ) AS f;
+    SELECT measured + coalesce(sum(o.candidates), 0) INTO needed
+    FROM (
+        SELECT l.candidates, sum(
+                   l.candidates / 2 * exp(least(greatest(
+                       (line.start + line.slope * l.apart - best.last) / line.spread, 0
+                   ), 30) ^ 2 / -2)
+               ) OVER (ORDER BY l.apart DESC) AS missed
+        FROM (
+            SELECT c.apart, count(*)::double precision AS candidates
+            FROM unnest(apart[measured + 1:]) AS c (apart)
+            GROUP BY c.apart
+            UNION ALL
+            SELECT apart[cardinality(apart)] + 1, cardinality(apart) WHERE NOT complete
+        ) AS l
+    ) AS o
+    WHERE o.missed > {missed_share_max} * judged;
+    IF line.different < {margin} * best.furthest THEN
+        RETURN greatest(needed, {margin} * best.furthest, measured * 3 / 2);
+    END IF;
+    RETURN needed;
+END
+$function$"""
+
+# With nothing to filter, and where an exact scan would read too much, the graph is asked; it is
+# believed or the scan answers, which measures until nothing is expected to be missed.
 _NEAREST: Final = """
 CREATE FUNCTION {prefix}pgcontext_nearest(
     of_tenant uuid, query vector, hits integer, sure integer, exact_rows integer,
@@ -227,46 +299,59 @@ LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
     candidates uuid[];
-    best record;
+    apart double precision[];
+    distances double precision[];
     judged integer := greatest(sure, {judged_min});
     depth integer := greatest({depth_min}, {depth_per_hit} * judged, hits);
-    reach integer := {margin} * depth;
+    size record := {prefix}pgcontext_size(of_tenant, exact_rows);
+    reach integer := depth * least(
+        greatest({reach}, size.embedded / {rows_per_candidate} / depth), {reach_max}
+    );
+    needed integer;
+    complete boolean;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
-       AND {prefix}pgcontext_prefers_graph(of_tenant, exact_rows) THEN
+       AND size.prefers_graph THEN
         candidates := ARRAY(
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
         );
-        best := {prefix}pgcontext_best(
-            of_tenant, query, candidates, greatest(hits, {crowd}), judged
-        );
-        IF best.furthest <= {furthest_per_hit} * judged
-           AND best.distances[judged] <= {contrast} * best.distances[{crowd}] THEN
-            RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
+        distances := {prefix}pgcontext_distances(of_tenant, query, candidates);
+        IF {prefix}pgcontext_stands_out(distances, judged) THEN
+            RETURN QUERY
+            SELECT f.id, f.distance FROM unnest(candidates, distances) AS f (id, distance)
+            WHERE f.distance IS NOT NULL
+            ORDER BY f.distance, f.id
+            LIMIT hits;
             RETURN;
         END IF;
     END IF;
+    distances := '{}';
+    <<searching>>
     LOOP
-        candidates := ARRAY(
-            SELECT s.id
-            FROM {prefix}pgcontext_scan(
-                of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
-                of_model
-            ) AS s
-        );
-        WHILE depth <= reach LOOP
-            best := {prefix}pgcontext_best(
-                of_tenant, query, candidates[1:depth], greatest(hits, judged), judged
+        SELECT coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.apart), '{}')
+        INTO candidates, apart
+        FROM {prefix}pgcontext_scan(
+            of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
+            of_model
+        ) AS s;
+        complete := cardinality(candidates) < reach;
+        LOOP
+            distances := distances || {prefix}pgcontext_distances(
+                of_tenant, query, candidates[cardinality(distances) + 1:depth]
             );
-            IF best.furthest * {margin} <= best.seen
-               OR cardinality(candidates) <= depth AND cardinality(candidates) < reach THEN
-                RETURN QUERY SELECT * FROM unnest(best.ids[1:hits], best.distances[1:hits]);
-                RETURN;
-            END IF;
-            depth := depth * {margin};
+            EXIT searching WHEN complete AND depth >= cardinality(candidates);
+            needed := {prefix}pgcontext_depth(apart, distances, judged, complete);
+            EXIT searching WHEN needed <= depth;
+            EXIT WHEN depth >= cardinality(candidates);
+            depth := least(needed, cardinality(candidates));
         END LOOP;
-        reach := {margin} * depth;
+        reach := {reach} * reach;
     END LOOP;
+    RETURN QUERY
+    SELECT f.id, f.distance FROM unnest(candidates[1:depth], distances) AS f (id, distance)
+    WHERE f.distance IS NOT NULL
+    ORDER BY f.distance, f.id
+    LIMIT hits;
 END
 $function$"""
