@@ -25,6 +25,7 @@ from pgcontext.functions.matching import matching_functions
 from pgcontext.functions.nearest import nearest_functions
 from pgcontext.functions.text import TEXT_LANGUAGE_DEFAULT, text_functions
 from pgcontext.limits import EMBEDDING_DIMENSIONS_DEFAULT
+from pgcontext.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -211,13 +212,19 @@ def build_metadata(
 
     Args:
         dimensions: the length of the embeddings, 1 to `EMBEDDING_DIMENSIONS_MAX`.
-        schema: the schema of the tables; None leaves it to the search path (`public`).
+        schema: the schema of the tables, lower-case letters, digits and underscores; None leaves it
+            to the search path (`public`).
         language: what text search takes texts to be in, a configuration of PostgreSQL's own.
 
     Returns:
         Metadata with the tables contexts, messages, tombstones and api_keys. `create_all` also
         makes their policies and the functions; the extension `vector` has to exist.
+
+    Raises:
+        ConfigError: an argument is none that settings may have. Functions name the schema and the
+            language in texts, where a quote would end them.
     """
+    Settings(dimensions=dimensions, schema=schema or "public", text_language=language).checked()
     prefix = _prefix(schema)
 
     class Base(DeclarativeBase):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import pytest
 import sqlalchemy as sa
@@ -36,6 +36,26 @@ if TYPE_CHECKING:
 
 HEAD: Final = limits.SCHEMA_REVISION
 NEXT: Final = f"{int(HEAD) + 1:04}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"schema": "o'brien"}, "PGCONTEXT_SCHEMA must"),
+        ({"schema": 'a"b'}, "PGCONTEXT_SCHEMA must"),
+        ({"schema": "Chats"}, "PGCONTEXT_SCHEMA must"),
+        ({"language": "english'::regconfig; --"}, "PGCONTEXT_TEXT_LANGUAGE must"),
+        ({"dimensions": 0}, "PGCONTEXT_DIMENSIONS must"),
+        ({"dimensions": limits.EMBEDDING_DIMENSIONS_MAX + 1}, "PGCONTEXT_DIMENSIONS must"),
+    ],
+    ids=repr,
+)
+def test_no_tables_are_described_that_no_settings_could_name(
+    arguments: dict[str, Any], sentence: str
+) -> None:
+    """A name that would need quoting is refused alike for tables, for migrations and for stores."""
+    with pytest.raises(ConfigError, match=sentence):
+        build_metadata(**arguments)
 
 
 @pytest.mark.parametrize("dimensions", [3, DIMENSIONS, limits.EMBEDDING_DIMENSIONS_MAX])
