@@ -280,15 +280,28 @@ END
 $function$"""
 
 EXPECTED = """
-CREATE FUNCTION {schema}.pgcontext_expected(terms tsquery[]) RETURNS double precision[]
+CREATE FUNCTION {schema}.pgcontext_expected(of_tenant uuid, terms tsquery[])
+RETURNS double precision[]
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
-    messages real := (
-        SELECT c.reltuples FROM pg_class AS c WHERE c.oid = '{schema}.messages'::regclass
-    );
+    messages real;
+    home name;
+    share real;
 BEGIN
-    IF messages <= 20000 THEN
+    SELECT c.reltuples, n.nspname INTO messages, home
+    FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    WHERE c.oid = '{schema}.messages'::regclass;
+    SELECT coalesce(
+        (s.most_common_freqs)[
+            array_position(s.most_common_vals::text::uuid[], of_tenant)
+        ],
+        (SELECT min(f.frequency) FROM unnest(s.most_common_freqs) AS f (frequency))
+    )
+    INTO share
+    FROM pg_stats AS s
+    WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'tenant_id';
+    IF messages * coalesce(share, 1) <= 20000 THEN
         RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
     RETURN ARRAY(
@@ -297,12 +310,9 @@ BEGIN
         LEFT JOIN (
             SELECT '''' || replace(e.lexeme, '''', '''''') || '''' AS term, e.frequency
             FROM pg_stats AS s
-            JOIN pg_class AS c ON c.oid = '{schema}.messages'::regclass
-            JOIN pg_namespace AS n ON n.oid = c.relnamespace
             CROSS JOIN LATERAL unnest(s.most_common_elems::text::text[], s.most_common_elem_freqs)
                 AS e (lexeme, frequency)
-            WHERE s.schemaname = n.nspname
-              AND s.tablename = c.relname AND s.attname = 'text_search'
+            WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'text_search'
         ) AS known ON known.term = t.term::text
         ORDER BY t.place
     );
@@ -334,10 +344,9 @@ BEGIN
             AND (of_metadata IS NULL OR c.metadata @> of_metadata)
       )
     ORDER BY CASE WHEN query IS NOT NULL THEN
-                 ts_rank(m.text_search, query)
-                 / (1 + ln(1 + length(m.text_search) / 100.0::double precision))
-             END DESC,
-             CASE WHEN query IS NOT NULL THEN m.id END DESC
+        ts_rank(m.text_search, query)
+        / (1 + ln(1 + length(m.text_search) / 100.0::double precision))
+    END DESC, CASE WHEN query IS NOT NULL THEN m.id END DESC
     LIMIT candidates;
 END
 $function$"""
@@ -350,38 +359,44 @@ CREATE FUNCTION {schema}.pgcontext_matching(
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
-    expected double precision[] := {schema}.pgcontext_expected(terms);
-    rare tsquery;
+    rare tsquery[] := ARRAY(
+        SELECT o.term
+        FROM (
+            SELECT t.term, t.place, row_number() OVER rarest_first AS ordinal,
+                   sum(t.expected) OVER rarest_first AS running
+            FROM unnest(terms, {schema}.pgcontext_expected(of_tenant, terms))
+                WITH ORDINALITY AS t (term, expected, place)
+            WINDOW rarest_first AS (ORDER BY t.expected, t.place ROWS UNBOUNDED PRECEDING)
+        ) AS o
+        WHERE o.ordinal = 1 OR o.running <= 20000
+        ORDER BY o.place
+    );
+    wanted tsquery := query;
+    any_is_enough boolean := numnode(query) < 2 * cardinality(terms);
+    term tsquery;
     few uuid[];
     found uuid[];
 BEGIN
-    SELECT string_agg(o.term::text, ' | ')::tsquery INTO rare
-    FROM (
-        SELECT t.term, row_number() OVER rarest_first AS place,
-               sum(t.expected) OVER rarest_first AS running, sum(t.expected) OVER () AS total
-        FROM unnest(terms, expected) AS t (term, expected)
-        WINDOW rarest_first AS (ORDER BY t.expected, t.term::text ROWS UNBOUNDED PRECEDING)
-    ) AS o
-    WHERE o.total > 20000 AND (o.place = 1 OR o.running <= 20000);
+    IF cardinality(rare) < cardinality(terms) THEN
+        wanted := array_to_string(rare, ' | ')::tsquery && query;
+    END IF;
     LOOP
         found := ARRAY(
             SELECT m.id
             FROM {schema}.pgcontext_matches(
-                of_tenant, coalesce(rare && query, query), query, candidates, of_roles, since,
-                until, of_metadata, of_model
+                of_tenant, wanted, query, candidates, of_roles, since, until, of_metadata, of_model
             ) AS m
         );
-        EXIT WHEN rare IS NULL OR cardinality(found) >= candidates;
-        rare := NULL;
+        EXIT WHEN wanted = query OR cardinality(found) >= candidates;
+        wanted := query;
     END LOOP;
     IF cardinality(found) >= candidates THEN
-        FOR place IN 1 .. least(cardinality(terms), 32) LOOP
-            CONTINUE WHEN expected[place] > 1000;
+        FOREACH term IN ARRAY rare[1:32] LOOP
             few := ARRAY(
                 SELECT m.id
                 FROM {schema}.pgcontext_matches(
-                    of_tenant, terms[place] && query, NULL, 50, of_roles, since,
-                    until, of_metadata, of_model
+                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, NULL,
+                    50, of_roles, since, until, of_metadata, of_model
                 ) AS m
             );
             IF cardinality(few) < 50 THEN
@@ -466,7 +481,7 @@ DROP FUNCTION {schema}.pgcontext_nearest(
     {schema}.pgcontext_matches(
         uuid, tsquery, tsquery, integer, text[], timestamptz, timestamptz, jsonb, text
     ),
-    {schema}.pgcontext_expected(tsquery[])
+    {schema}.pgcontext_expected(uuid, tsquery[])
 """
 
 

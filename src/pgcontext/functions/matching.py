@@ -108,16 +108,17 @@ BEGIN
           WHERE c.tenant_id = of_tenant AND c.id = m.context_id AND c.deleted_at IS NULL
             AND (of_metadata IS NULL OR c.metadata @> of_metadata)
       )
-    ORDER BY CASE WHEN query IS NOT NULL THEN {rank} END DESC,
-             CASE WHEN query IS NOT NULL THEN m.id END DESC
+    ORDER BY CASE WHEN query IS NOT NULL THEN
+        {rank}
+    END DESC, CASE WHEN query IS NOT NULL THEN m.id END DESC
     LIMIT candidates;
 END
 $function$"""
 
 # Words are looked for that together are expected in no more messages than can be ranked, the rarest
-# of all in any case; then all. Where that leaves any out, each of those words is looked up: what few
-# have comes along. A word that is enough to match is looked up alone: so the index reads nothing else.
-# That it is enough shows in the query, which without a phrase is its words and an OR between any two.
+# of all in any case; then all words. Where that leaves matches out, each of those first words is
+# looked up: what few have comes along. Without a phrase a query is its words and an OR between any
+# two, and each is enough: so it is looked up alone, and the index reads nothing else.
 _MATCHING: Final = """
 CREATE FUNCTION {prefix}pgcontext_matching(
     of_tenant uuid, query tsquery, terms tsquery[], candidates integer, of_roles text[],

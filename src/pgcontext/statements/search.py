@@ -17,6 +17,7 @@ where they apply. How words are ranked, and how both are fused, was measured: do
 
 from typing import Final, Literal, LiteralString, TypeAlias
 
+from pgcontext.statements import ranking
 from pgcontext.statements.fragments import compose
 
 _Mode: TypeAlias = Literal["vector", "text", "hybrid"]
@@ -53,7 +54,8 @@ _HIT_VIEWERS: Final[LiteralString] = """viewer AS (
 # Read once: a plan that serves all calls would read a parameter's text again for each row.
 _ASKED: Final[LiteralString] = """asked AS MATERIALIZED (SELECT $2::text::vector AS embedding)"""
 
-# Exact: the distance to every embedding the context shows. The cast keeps the HNSW index out.
+# Exact: the distance to every embedding the context shows. The cast keeps the HNSW index out. What
+# is at no distance, like a vector of zeros that SQL stored, is beyond 2: NaN is above all numbers.
 _NEAR_IN_CONTEXT: Final[LiteralString] = """near AS MATERIALIZED (
     SELECT s.id, s.distance
     FROM asked
@@ -68,7 +70,7 @@ _NEAR_IN_CONTEXT: Final[LiteralString] = """near AS MATERIALIZED (
           AND @visible
         OFFSET 0
     ) AS s
-    WHERE $10::double precision IS NULL OR s.distance <= $10
+    WHERE s.distance <= coalesce($10::double precision, 2)
     ORDER BY s.distance, s.version
     LIMIT @near_count
 )"""
@@ -116,28 +118,26 @@ pool AS MATERIALIZED (
     (
         SELECT s.id
         FROM words CROSS JOIN matching AS s
-        ORDER BY ts_rank(s.text_search, words.query)
-                 / (1 + ln(1 + length(s.text_search) / 100.0::double precision)) DESC,
-                 s.version DESC
-        LIMIT greatest(200, $4::integer)
+        ORDER BY @rank DESC, s.version DESC
+        LIMIT @pool_count
     )
     UNION
     SELECT s.id
     FROM words
-    CROSS JOIN unnest(words.terms[1:32]) AS t (term)
+    CROSS JOIN unnest(words.terms[1:@rare_terms]) AS t (term)
     CROSS JOIN LATERAL (
         SELECT s.id, count(*) OVER () AS messages
-        FROM (SELECT s.id FROM matching AS s WHERE s.text_search @@ t.term LIMIT 50) AS s
+        FROM (SELECT s.id FROM matching AS s WHERE s.text_search @@ t.term LIMIT @rare_rows) AS s
     ) AS s
-    WHERE s.messages < 50
-      AND (SELECT count(*) FROM matching) > greatest(200, $4::integer)
+    WHERE s.messages < @rare_rows
+      AND (SELECT count(*) FROM matching) > @pool_count
 )"""
 
 _POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
     SELECT p.id
     FROM words
     CROSS JOIN LATERAL @matching(
-        $1, words.query, words.terms, greatest(200, $4::integer), $5::text[], $6::timestamptz,
+        $1, words.query, words.terms, @pool_count, $5::text[], $6::timestamptz,
         $7::timestamptz, $8::jsonb, $9::text
     ) AS p
     WHERE words.query IS NOT NULL
@@ -153,8 +153,7 @@ _RATED: Final[LiteralString] = """weight AS MATERIALIZED (
     GROUP BY r.ordinal, n.messages
 ),
 rated AS (
-    SELECT candidate.*, share.rank * 10
-           / (1 + ln(1 + candidate.word_count / 100.0::double precision)) AS text_score
+    SELECT candidate.*, @share AS text_score
     FROM candidate
     CROSS JOIN LATERAL (
         SELECT sum(weight.weight * candidate.ranks[weight.ordinal]) / sum(weight.weight) AS rank
@@ -212,7 +211,7 @@ _CANDIDATE: Final[LiteralString] = """candidate AS MATERIALIZED (
 _DISTANCE: Final[LiteralString] = """CASE
                WHEN found.by_vector THEN found.distance
                WHEN m.embedding_model IS NOT DISTINCT FROM $11::text
-               THEN m.embedding <=> (SELECT asked.embedding FROM asked)
+               THEN nullif(m.embedding <=> (SELECT asked.embedding FROM asked), 'NaN')
            END"""
 
 # A long text is fetched from where it is stored at each use: so it is once, and not for each word.
@@ -365,6 +364,10 @@ def _search(
         ("@near_piece", near),
         ("@pool_piece", pool),
         ("@near_count", _NEAR_COUNT[mode]),
+        ("@pool_count", "greatest(" + ranking.POOL + ", $4::integer)"),
+        ("@rare_rows", ranking.RARE_ROWS_MAX),
+        ("@rare_terms", ranking.RARE_TERMS_MAX),
+        ("@rank", ranking.rank_of("s.text_search", "words.query")),
         ("@words", _WORDS),
         ("@found", _FOUND[mode]),
         ("@candidate", _CANDIDATE),
@@ -373,6 +376,7 @@ def _search(
         ("@text_join", _TEXT_JOIN if by_text else ""),
         ("@scored", _SCORED[mode]),
         ("@rated", _RATED),
+        ("@share", ranking.by_length("share.rank * 10", "candidate.word_count")),
         ("@context_viewer", _CONTEXT_VIEWER),
         ("@around", around),
         ("@hit_viewers", _HIT_VIEWERS),
