@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from pgcontext import rows
 from pgcontext.errors import InvalidInputError
-from pgcontext.models import Hit, Message
+from pgcontext.models import Hit
 
 if TYPE_CHECKING:
     from uuid import UUID
@@ -23,36 +23,33 @@ def assemble(
         limit: hits at most.
         diversity: None, or how much weight being different from better hits has, 0 to 1.
     """
-    hits: list[Hit] = []
-    embeddings: list[str | None] = []
-    neighbors: dict[int, list[Message]] = {}
+    best: list[Any] = []
+    around: dict[int, list[Any]] = {}
     for row in found:
-        message = rows.message(row, tenant_id)
         if row["step"]:
-            neighbors.setdefault(row["place"], []).append(message)
-            continue
-        hits.append(_hit(row, message, neighbors.setdefault(row["place"], [])))
-        embeddings.append(row["embedding"])
+            around.setdefault(row["place"], []).append(row)
+        else:
+            best.append(row)
+    chosen = best[:limit]
     if diversity is not None:
-        return [hits[index] for index in _diverse(hits, embeddings, limit, diversity)]
-    return hits[:limit]
+        chosen = [best[index] for index in _diverse(best, limit, diversity)]
+    # Only now, since of those that are thinned out there may be many more.
+    return [_hit(row, around.get(row["place"], []), tenant_id) for row in chosen]
 
 
-def _hit(row: Any, message: Message, neighbors: list[Message]) -> Hit:  # noqa: ANN401 (a row)
+def _hit(row: Any, around: list[Any], tenant_id: UUID) -> Hit:  # noqa: ANN401 (a row)
     by = (("vector", row["by_vector"]), ("text", row["by_text"]))
     return Hit(
-        message=message,
+        message=rows.message(row, tenant_id),
         distance=row["distance"],
         text_score=row["text_score"],
         score=row["score"],
         found_by=tuple(name for name, found in by if found),
-        neighbors=neighbors,
+        neighbors=[rows.message(each, tenant_id) for each in around],
     )
 
 
-def _diverse(
-    hits: list[Hit], embeddings: list[str | None], limit: int, diversity: float
-) -> list[int]:
+def _diverse(hits: list[Any], limit: int, diversity: float) -> list[int]:
     """Choose hits by maximal marginal relevance.
 
     Relevance is the cosine to the query, or the text score as a part of the best one; likeness
@@ -69,16 +66,17 @@ def _diverse(
 
     if not hits:
         return []
+    embeddings = [row["embedding"] for row in hits]
     width = max((text.count(",") + 1 for text in embeddings if text), default=1)
     vectors = np.zeros((len(hits), width))
     for index, text in enumerate(embeddings):
         if text:
             vectors[index] = np.fromstring(text[1:-1], sep=",")
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    relevance = np.array([hit.score for hit in hits])
-    if hits[0].distance is None:
+    relevance = np.array([row["score"] for row in hits])
+    if hits[0]["distance"] is None:
         relevance /= relevance.max() or 1.0
-    models = np.array([hit.message.embedding_model or "" for hit in hits])
+    models = np.array([row["embedding_model"] or "" for row in hits])
     likeness = np.zeros(len(hits))
     left = np.ones(len(hits), dtype=bool)
     chosen: list[int] = []
