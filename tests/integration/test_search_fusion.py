@@ -3,9 +3,11 @@
 from collections.abc import Iterable
 from uuid import UUID
 
+import asyncpg
 import pytest
 
 from pgcontext import ContextStore, Hit
+from tests.support import DIMENSIONS
 from tests.support.chats import user
 from tests.support.embedders import Words, with_embedder
 
@@ -116,3 +118,75 @@ async def test_an_identifier_is_looked_up_first_in_a_query_of_many_words(
     query = f"Caroline went to the support group, visit {short} HAT136?"
     hits = await store.search(query, context_id=context_id if within else None, mode="text")
     assert hits[0].message.content == "HAT136 is lost"
+
+
+async def seems_as_large(connection: asyncpg.Connection, messages: int) -> None:
+    """Let the planner's statistics say what they are, of a table of so many rows."""
+    await connection.execute("ANALYZE messages")
+    await connection.execute(
+        "UPDATE pg_class SET reltuples = $1 WHERE oid = 'messages'::regclass", messages
+    )
+
+
+async def test_what_others_say_often_is_found_where_it_is_rare(
+    store: ContextStore, connection: asyncpg.Connection
+) -> None:
+    """A tenant's identifier is no less looked up because all messages of another have it."""
+    await talk(store, ["HAT136 is late"] * 900)
+    mine = store.for_tenant(UUID(int=1))
+    common = [f"Caroline went to the support group, visit {visit}" for visit in range(600)]
+    await talk(mine, [*common[:300], "HAT136 is lost", *common[300:]])
+    await seems_as_large(connection, 40_000)
+    hits = await mine.search("When did Caroline go to the support group about HAT136?")
+    assert hits[0].message.content == "HAT136 is lost"
+
+
+async def test_a_large_tenant_is_asked_for_rare_words_first_and_then_for_all(
+    store: ContextStore, connection: asyncpg.Connection
+) -> None:
+    """Two messages have the rare ones; the common ones find the rest, as many as are asked for."""
+    common = [f"Caroline went to the support group, visit {visit}" for visit in range(600)]
+    await talk(store, [*common[:300], "HAT136 is lost", *common[300:]])
+    await seems_as_large(connection, 100_000)
+    hits = await store.search("Caroline and the support group, visit 599: HAT136", limit=50)
+    assert len(hits) == 50
+    assert {common[599], "HAT136 is lost"} == set(found(hits[:2]))
+
+
+@pytest.mark.parametrize("messages", [1_000, 100_000], ids=["small", "large"])
+@pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
+async def test_a_word_is_rare_among_what_has_the_phrase(
+    store: ContextStore, connection: asyncpg.Connection, messages: int, *, within: bool
+) -> None:
+    """However many messages have it without, and those are no hits."""
+    common = [f"Caroline and her support group, visit {visit}" for visit in range(300)]
+    one = "HAT136, as the support group said, and much more of what it said and did"
+    context_id = await talk(store, [*["HAT136 is late"] * 60, *common[:150], one, *common[150:]])
+    await seems_as_large(connection, messages)
+    query = 'Caroline visits the "support group" about HAT136'
+    hits = await store.search(query, context_id=context_id if within else None, limit=200)
+    assert one in found(hits)
+    assert "HAT136 is late" not in found(hits)
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
+async def test_what_has_no_direction_is_at_no_distance(
+    store: ContextStore, connection: asyncpg.Connection, *, within: bool
+) -> None:
+    """A vector of zeros, which only SQL can store, is found by words and spoils no score."""
+    store = with_embedder(store)
+    context_id = await talk(store, ["red apples", "green apples", "blue plums", "dry bread"])
+    zeros = str([0] * DIMENSIONS)
+    await connection.execute(
+        "UPDATE messages SET embedding = $1::text::vector WHERE content ~ 'green|bread'", zeros
+    )
+    scope = context_id if within else None
+    hits = await store.search("apples", mode="vector", context_id=scope)
+    assert sorted(map(str, found(hits))) == ["blue plums", "red apples"]
+    hits = await store.search("apples", context_id=scope)
+    assert sorted(map(str, found(hits))) == ["blue plums", "green apples", "red apples"]
+    assert all(0 <= hit.score <= 1 for hit in hits)
+    [undirected] = [hit for hit in hits if hit.message.content == "green apples"]
+    assert undirected.distance is None
+    assert undirected.found_by == ("text",)
+    assert undirected.score == pytest.approx(0.7 * (undirected.text_score or 0))
