@@ -289,7 +289,7 @@ class Edge:
 
     def _cold_starts(self) -> Iterator[Comparison]:
         """Compare programs that import, connect, append, read and end."""
-        programs = (
+        programs: tuple[tuple[str, Callable[[], list[str]]], ...] = (
             ("by_hand.py", lambda: [str(self._theirs[0]), str(next(self._versions)), *_SQL]),
             ("with_store.py", lambda: [str(self._ours[0])]),
             ("with_function.py", self._events),
