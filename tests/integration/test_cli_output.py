@@ -86,6 +86,7 @@ def test_every_error_has_its_exit_code() -> None:
         errors.InvalidInputError("x"): Exit.INVALID_INPUT,
         errors.LimitExceededError("x"): Exit.INVALID_INPUT,
         errors.DimensionMismatchError("x"): Exit.INVALID_INPUT,
+        errors.from_sqlstate("22000"): Exit.CONFIG,  # an embedder's vectors, not an argument
         errors.ContextNotFoundError(uuid): Exit.NOT_FOUND,
         errors.MessageNotFoundError(uuid, (1,)): Exit.NOT_FOUND,
         errors.VersionConflictError(1, 2): Exit.CONFLICT,

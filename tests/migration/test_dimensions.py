@@ -132,6 +132,7 @@ def test_what_had_an_embedding_is_owed_one(url: str) -> None:
         after=OTHER,
         messages=6,
         embedded=2,
+        owed=1,
         lost=1,
         table_bytes=fetch(url, "SELECT pg_total_relation_size('messages')")[0][0],
         indexes=(),
@@ -362,6 +363,29 @@ async def test_who_still_has_the_old_length_is_told(database_url: str) -> None:
         assert len(await store.history(context.id)) == 1
 
 
+async def test_who_still_embeds_in_the_old_length_loses_no_message(
+    database_url: str, connection: asyncpg.Connection
+) -> None:
+    """What it appends is owed an embedding, which another makes; it gives back what it claimed."""
+    await asyncio.to_thread(change, database_url)
+    async with ContextStore.from_env(url=database_url, embedder=Words()) as old:
+        context = await old.create()
+        batch = [user("given", embedding=axis(0)), user("embedded")]
+        with pytest.raises(DimensionMismatchError, match="pgcontext db dimensions"):
+            await old.append(context.id, batch)
+        messages = await old.append(context.id, [call("c"), user("embedded")], idempotency_key="k")
+        assert [message.embedding_pending for message in messages] == [False, True]
+        assert await old.history(context.id) == messages
+        with pytest.raises(DimensionMismatchError, match="pgcontext db dimensions"):
+            await old.embed_pending()
+    due_in = await connection.fetchval("SELECT max(embed_after) - now() FROM messages")
+    assert due_in.total_seconds() <= limits.EMBED_RETRY_SECONDS
+    await connection.execute("UPDATE messages SET embed_after = now() WHERE embed_after > now()")
+    new = Words(dimensions=OTHER)
+    async with ContextStore.from_env(url=database_url, dimensions=OTHER, embedder=new) as store:
+        assert await store.embed_pending() == 1
+
+
 def test_a_migration_with_another_length_names_the_command(url: str) -> None:
     """Both ways out: the setting, or the database."""
     with pytest.raises(ConfigError) as raised:
@@ -439,6 +463,15 @@ def test_the_embedded_postgresql_is_changed_too(cli: Cli, tmp_path: Path) -> Non
     assert cli.process("db", "dimensions", OTHER, "--yes").code == 0
     assert cli.process("db", "status", "--json").value["dimensions"] == OTHER
     assert cli.process("list").code == 0
+    # Who still says the old one is refused, and doesn't undo it, though no embedding is there yet.
+    cli.patch.setenv("PGCONTEXT_DIMENSIONS", str(DIMENSIONS))
+    refused = cli.process("list")
+    assert refused.code == Exit.CONFIG
+    assert f"{OTHER} dimensions, and PGCONTEXT_DIMENSIONS says {DIMENSIONS}" in refused.err
+    assert cli.process("db", "dimensions", DIMENSIONS, "--yes").code == 0
+    # Nor does the file that remembers what was migrated lead anybody astray.
+    cli.patch.setenv("PGCONTEXT_DIMENSIONS", str(OTHER))
+    assert cli.process("list").code == Exit.CONFIG
 
 
 async def _append_an_embedding() -> None:

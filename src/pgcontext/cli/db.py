@@ -263,7 +263,7 @@ def _consequences(plan: DimensionsPlan) -> Iterator[str]:
     if plan.lost:
         yield (
             f"{plan.lost:,} embeddings are lost for good: they were given with messages that have "
-            "no text."
+            "no text, or only blanks."
         )
 
 

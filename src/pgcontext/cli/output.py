@@ -28,6 +28,7 @@ from pgcontext.errors import (
     ConfigError,
     ContextNotFoundError,
     ContextStoreError,
+    DimensionMismatchError,
     EmbeddingError,
     IdempotencyConflictError,
     InvalidInputError,
@@ -214,6 +215,8 @@ async def embedded_started(settings: Settings) -> None:
 
 def exit_code(error: ContextStoreError) -> Exit:
     """Tell the exit code that stands for an error."""
+    if isinstance(error, DimensionMismatchError) and error.sqlstate:
+        return Exit.CONFIG  # the database has another length than the settings say
     if isinstance(error, CommandError):
         return error.code
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), Exit.UNEXPECTED)

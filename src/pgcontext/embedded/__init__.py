@@ -50,7 +50,7 @@ async def start(data_dir: Path | None = None, *, dimensions: int | None = None) 
 def start_sync(
     data_dir: Path | None = None, *, dimensions: int | None = None, migrated: bool = True
 ) -> str:
-    """Do what `start` does, in this thread; without migrating, if told."""
+    """Do what `start` does, in this thread; without migrating, for who is about to do that."""
     settings = _settings()
     directory = _directory(data_dir, settings)
     with _guard:
@@ -61,6 +61,8 @@ def start_sync(
                 _clusters[directory] = cluster
                 if migrated:
                     _migrate(cluster, dimensions or settings.dimensions)
+                else:
+                    _marker(cluster).unlink(missing_ok=True)
         except OSError as error:
             if isinstance(error, UnavailableError):
                 raise
@@ -141,7 +143,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
     remembers what was done, so that it costs nothing the next time; and for embeddings of which
     length, since a database that holds others has to be refused. One that holds none yet follows.
     """
-    marker = cluster.directory / "migrated"
+    marker = _marker(cluster)
     state = f"{limits.SCHEMA_REVISION} {dimensions}"
     if marker.exists() and marker.read_text("utf-8") == state:
         return
@@ -168,3 +170,7 @@ def _migrate(cluster: Cluster, dimensions: int) -> None:
         msg = f"The embedded PostgreSQL could not be migrated: {said[-1]}"
         raise ConfigError(msg)
     marker.write_text(state, "utf-8")
+
+
+def _marker(cluster: Cluster) -> Path:
+    return cluster.directory / "migrated"

@@ -55,6 +55,7 @@ class DimensionsPlan(msgspec.Struct, frozen=True, kw_only=True):
         after: the length to be.
         messages: how many rows are rewritten, about.
         embedded: how many of them lose their embedding, to be embedded anew.
+        owed: how many wait for one already.
         lost: how many lose it for good, since they have no text to be embedded, or only blanks.
         table_bytes: how large the table is, vectors and indexes included.
         indexes: what is yet to be built after the rewrite.
@@ -64,6 +65,7 @@ class DimensionsPlan(msgspec.Struct, frozen=True, kw_only=True):
     after: int
     messages: int
     embedded: int
+    owed: int
     lost: int
     table_bytes: int
     indexes: tuple[str, ...]
@@ -126,6 +128,7 @@ ORDER BY kind, name
 _COUNT: Final = """
 SELECT count(*) AS messages,
        count(*) FILTER (WHERE embedding IS NOT NULL AND content ~ '{meaning}') AS embedded,
+       count(*) FILTER (WHERE embed_after IS NOT NULL) AS owed,
        count(*) FILTER (
            WHERE embedding IS NOT NULL AND (content ~ '{meaning}') IS NOT TRUE
        ) AS lost,

@@ -10,16 +10,17 @@ from pgcontext.settings import Settings
 
 
 def upgrade_embedded() -> str:
-    """Upgrade; where no embedding is stored yet, their length follows the settings.
+    """Upgrade; where no embedding is stored or owed yet, their length follows the settings.
 
     Nothing is lost by that. It happens when the first program was one without an embedder, or an
-    older version.
+    older version. Where some are owed, somebody may have given them that length on purpose.
 
     Returns:
         The revision the database has now.
 
     Raises:
-        ContextStoreError: as for `upgrade`; ConfigError where embeddings of another length are.
+        ContextStoreError: as for `upgrade`; ConfigError where embeddings of another length are, or
+            are owed.
     """
     settings = Settings.from_env()
     held = status(settings=settings).dimensions
@@ -27,6 +28,6 @@ def upgrade_embedded() -> str:
         former = msgspec.structs.replace(settings, dimensions=held)
         upgrade(settings=former)
         plan = plan_dimensions(settings.dimensions, settings=former)
-        if not plan.embedded and not plan.lost:
+        if not (plan.embedded or plan.owed or plan.lost):
             change_dimensions(settings.dimensions, settings=former)
     return upgrade(settings=settings)

@@ -186,7 +186,8 @@ class EmbeddingMethods(StoreBase):
         Raises:
             InvalidInputError: the store has no embedder.
             EmbeddingError: the embedder fails altogether. The messages are given back, to be tried
-                again after `EMBED_RETRY_SECONDS`.
+                again after `EMBED_RETRY_SECONDS`; so they are if the database takes no embedding.
+            DimensionMismatchError: the database's embeddings have another length since.
         """
         limit = inputs.integer(limit, "limit", least=1, most=limits.EMBED_MESSAGES_MAX)
         embedder = required(self.embedder)
@@ -223,7 +224,12 @@ class EmbeddingMethods(StoreBase):
                 await self._release(ids, 0, 0)
             raise
         made = {ids[place]: vector for place, vector in outcome.vectors.items()}
-        written = await self._fill(made | dict.fromkeys(blank), embedder.model)
+        try:
+            written = await self._fill(made | dict.fromkeys(blank), embedder.model)
+        except ContextStoreError:
+            with suppress(ContextStoreError):
+                await self._release(ids, limits.EMBED_RETRY_SECONDS, limits.EMBED_RETRY_SECONDS)
+            raise
         refused = [ids[place] for place in outcome.refused]
         untried = texts.keys() - made.keys() - set(refused)
         if refused:

@@ -12,6 +12,7 @@ from pgcontext import inputs, limits, rows, statements, windows
 from pgcontext.errors import (
     ContextNotFoundError,
     ContextStoreError,
+    DimensionMismatchError,
     IdempotencyConflictError,
     InvalidInputError,
     LimitExceededError,
@@ -82,19 +83,11 @@ class MessageMethods(StoreBase):
             raise InvalidInputError(msg)
         expected = inputs.version(expected_version, "expected_version")
         batch = self._drafts(messages)
-        await self._embed(batch, embed=embed)
-        arguments = (
-            context_id,
-            encode(batch),
-            len(batch),
-            sum(draft.token_count for draft in batch),
-            expected,
-            key,
-        )
+        embedded = await self._embed(batch, embed=embed)
         for _ in range(limits.ATTEMPTS_MAX):
             taken = False
             try:
-                found, retried = await self._fetch(statements.APPEND, *arguments)
+                found, retried = await self._send(context_id, batch, embedded, expected, key)
             except UniqueViolationError as error:
                 found, retried, taken = [], error.retried, True
             if found:
@@ -113,6 +106,27 @@ class MessageMethods(StoreBase):
                 raise InvalidInputError("A message with one of these ids exists already.")
             # What refused it was gone a moment later: a version that came, a context restored.
         raise UnavailableError("The context changed at each try; try again.")
+
+    async def _send(
+        self,
+        context_id: UUID,
+        batch: list[Draft],
+        embedded: list[Draft],
+        expected: int | None,
+        key: str | None,
+    ) -> tuple[Rows, bool]:
+        """Send a batch; without the embeddings made for it, if the database has another length."""
+        tokens = sum(draft.token_count for draft in batch)
+        arguments = (context_id, encode(batch), len(batch), tokens, expected, key)
+        try:
+            return await self._fetch(statements.APPEND, *arguments)
+        except DimensionMismatchError as error:
+            if not embedded:
+                raise
+            logger.warning("messages for later: %d. %s", len(embedded), error)
+        for draft in embedded:
+            draft.embedding, draft.embedding_model, draft.pending = None, None, True
+        return await self._send(context_id, batch, [], expected, key)
 
     async def _refused_append(
         self,
@@ -327,10 +341,13 @@ class MessageMethods(StoreBase):
             self._tokenizer = get_tokenizer(self._settings.tokenizer)
         return self._tokenizer
 
-    async def _embed(self, batch: list[Draft], *, embed: Literal["later"] | bool | None) -> None:
+    async def _embed(
+        self, batch: list[Draft], *, embed: Literal["later"] | bool | None
+    ) -> list[Draft]:
         """Give the drafts their embeddings, or mark them for later. No connection is held.
 
-        An embedder that fails loses no message: what it should have embedded is marked.
+        An embedder that fails loses no message: what it should have embedded is marked. Returns
+        what it did embed.
         """
         if not (embed is None or isinstance(embed, bool) or embed == "later"):
             msg = 'embed must be True, False, None or "later".'
@@ -339,22 +356,27 @@ class MessageMethods(StoreBase):
             msg = "embed=True needs a store with an embedder."
             raise InvalidInputError(msg)
         if embed is False or (embed is None and self._embedder is None):
-            return
+            return []
         owed = [draft for draft in batch if draft.embedding is None and has_meaning(draft.content)]
-        if embed != "later" and self._embedder is not None:
-            owed = await self._embed_now(self._embedder, owed)
+        if (
+            embed != "later"
+            and self._embedder is not None
+            and await self._embed_now(self._embedder, owed)
+        ):
+            return owed
         for draft in owed:
             draft.pending = True
+        return []
 
-    async def _embed_now(self, embedder: Embedder, owed: list[Draft]) -> list[Draft]:
-        """Embed the drafts and return those that still are owed: none, or all when it failed."""
+    async def _embed_now(self, embedder: Embedder, owed: list[Draft]) -> bool:
+        """Embed the drafts; tell whether it was possible."""
         if not owed:
-            return owed
+            return True
         try:
             made = await self._embedded(embedder, [draft.content or "" for draft in owed])
         except ContextStoreError as error:
             logger.warning("embedding failed, messages for later: %d. %s", len(owed), error)
-            return owed
+            return False
         for draft, text in zip(owed, made, strict=True):
             draft.embedding, draft.embedding_model = text, embedder.model
-        return []
+        return True
