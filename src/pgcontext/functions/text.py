@@ -50,8 +50,11 @@ _UNACCENTED: Final = r"""
 CREATE OR REPLACE FUNCTION {prefix}pgcontext_text_unaccented(content text) RETURNS text
 LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE
 RETURN normalize(regexp_replace(
-    translate(normalize(content, NFD),
-              U&'\00F8\00D8\0142\0141\0111\0110\0127\0126\0131', 'oOlLdDhHi'),
+    replace(replace(replace(replace(replace(replace(
+        translate(normalize(content, NFD),
+                  U&'\00F8\00D8\0142\0141\0111\0110\0127\0126\0131', 'oOlLdDhHi'),
+        U&'\00DF', 'ss'), U&'\0153', 'oe'), U&'\00E6', 'ae'),
+        U&'\1E9E', 'SS'), U&'\0152', 'OE'), U&'\00C6', 'AE'),
     '([A-Za-z\u0391-\u03A9\u03B1-\u03C9\u0415\u0435])[\u0300-\u036F]+', '\1', 'g'
 ), NFC)
 """
@@ -64,7 +67,7 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE
 RETURN CASE WHEN octet_length(content) = char_length(content) THEN content ELSE
     left(regexp_replace(regexp_replace(
         {prefix}pgcontext_text_unaccented(
-            left(normalize(translate(content, U&'\2122\2120', '  '), NFKC), {chars})
+            left(normalize(translate(content, U&'\2116\2120\2122', '   '), NFKC), {chars})
         ),
         '([{unspaced}]+)', ' \1 ', 'g'),
         '(?<=[{unspaced}])([{unspaced}])', '\1 \1', 'g'
@@ -95,7 +98,9 @@ AS $function$ BEGIN RETURN (
     CROSS JOIN LATERAL (
         SELECT CASE WHEN run.text ~ '[\W_]' THEN run.text END AS whole,
                CASE WHEN run.text ~ '[a-z][A-Z]' THEN translate(
-                   regexp_replace(run.text, '([a-z0-9])([A-Z])', '\1 \2', 'g'), '{cut}', '{spaces}'
+                   regexp_replace(run.text,
+                       '([a-z0-9])(?=[A-Z])|([A-Z])(?=[A-Z][a-z][a-z])', '\1\2 ', 'g'),
+                   '{cut}', '{spaces}'
                ) END AS humps
         UNION ALL
         SELECT matched[1] AS whole, NULL::text AS humps
@@ -106,6 +111,9 @@ AS $function$ BEGIN RETURN (
         UNION ALL
         SELECT matched[1] AS whole, NULL::text AS humps
         FROM regexp_matches(run.text, '\d+(?:[.,]\d+)+', 'g') AS matched
+        UNION ALL
+        SELECT matched[1] AS whole, NULL::text AS humps
+        FROM regexp_matches(run.text, '\d+(?:,\d\d\d)+', 'g') AS matched
     ) AS part
 ); END $function$
 """
