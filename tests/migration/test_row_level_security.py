@@ -119,6 +119,24 @@ async def test_the_nearest_function_sees_no_more(app: asyncpg.Connection) -> Non
     assert await app.fetchval(nearest, B) == 0
 
 
+async def test_words_are_found_without_the_statistics(
+    database: str, app: asyncpg.Connection
+) -> None:
+    """Which the role isn't shown: what it may see is found as if all words were rare."""
+    owner = await asyncpg.connect(database)
+    await owner.execute("ANALYZE messages")
+    await owner.execute("UPDATE pg_class SET reltuples = 1e6 WHERE oid = 'messages'::regclass")
+    await owner.close()
+    assert await app.fetchval("SELECT count(*) FROM pg_stats WHERE tablename = 'messages'") == 0
+    matching = (
+        "SELECT count(*) FROM pgcontext_matching($1, 'word | more', '{word,more}', 1,"
+        " NULL, NULL, NULL, NULL, NULL)"
+    )
+    await set_tenant(app, A)
+    assert await app.fetchval(matching, A) == 1
+    assert await app.fetchval(matching, B) == 0
+
+
 async def test_the_store_works_behind_the_policies(database: str) -> None:
     """A role that is set to a tenant runs the store's statements for it, and for no other."""
     owner = await asyncpg.connect(database)
