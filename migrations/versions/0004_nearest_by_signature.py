@@ -301,7 +301,7 @@ BEGIN
     INTO share
     FROM pg_stats AS s
     WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'tenant_id';
-    IF messages * coalesce(share, 1) <= 20000 THEN
+    IF messages * coalesce(share, 0) <= 20000 THEN
         RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
     RETURN ARRAY(

@@ -40,8 +40,8 @@ def matching_functions(prefix: str) -> Iterator[str]:
 
 
 # How many messages of the table have each of these words; 0 where that isn't known, or few. All 0
-# for a tenant that is small, whatever others say: what it has is soon looked at. The most that a
-# tenant can have which the statistics don't name is what the last of the named has.
+# for a tenant that is small, whatever others say: what it has is soon looked at. A tenant that the
+# statistics don't name has no more than the last that they name; if they name none, all are small.
 _EXPECTED: Final = """
 CREATE FUNCTION {prefix}pgcontext_expected(of_tenant uuid, terms tsquery[])
 RETURNS double precision[]
@@ -64,7 +64,7 @@ BEGIN
     INTO share
     FROM pg_stats AS s
     WHERE s.schemaname = home AND s.tablename = 'messages' AND s.attname = 'tenant_id';
-    IF messages * coalesce(share, 1) <= {ranked_rows_max} THEN
+    IF messages * coalesce(share, 0) <= {ranked_rows_max} THEN
         RETURN array_fill(0::double precision, ARRAY[cardinality(terms)]);
     END IF;
     RETURN ARRAY(
