@@ -300,6 +300,18 @@ async def test_texts_that_a_server_chokes_on_get_out_of_the_way(
     assert len(embedder.asked) <= runs * (1 + limits.EMBED_REFUSED_MESSAGES_MAX) + 10
 
 
+async def test_any_number_of_refused_texts_hold_up_no_other(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """However many there are in a row, a text that nobody refuses shows that it's about them."""
+    store = make_store(embedder=Words(refuses={"poison"}))
+    await owe(store, [user("poison")] * 250)
+    await owe(store, users(30))
+    assert await store.embed_pending(limit=100) == 30
+    assert await owed(connection) == ["poison"] * 250
+    assert await seconds_until_due(connection) > 250
+
+
 async def test_a_server_that_is_away_is_no_texts_fault(
     make_store: MakeStore, connection: asyncpg.Connection
 ) -> None:

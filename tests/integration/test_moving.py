@@ -184,6 +184,20 @@ async def test_what_the_new_model_refuses_keeps_the_old_vector(
     assert await models(connection) == {"new": 8, "old": 1}
 
 
+async def test_any_number_of_refused_texts_hold_up_no_move(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """They keep the old vector and are counted, also when nothing else is left to move."""
+    old = make_store(embedder=Words("old"))
+    context = await old.create()
+    await old.append(context.id, [user("poison")] * 210)
+    await old.append(context.id, users(20))
+    moving = Moving.of(make_store(embedder=Words("new", refuses={"poison"})))
+    assert await moving.run() == Moved(20, 210)
+    assert await moving.run() == Moved(0, 210)
+    assert await models(connection) == {"old": 210, "new": 20}
+
+
 async def test_a_failing_embedder_stops_the_move_and_the_next_goes_on(
     make_store: MakeStore, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

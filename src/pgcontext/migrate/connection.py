@@ -40,6 +40,7 @@ logger: Final = logging.getLogger("pgcontext.migrate")
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
+FEATURE_NOT_SUPPORTED: Final = "0A000"  # such as another type for a column that a view shows
 WATCH_SECONDS: Final = 0.5
 ALONE: Final = "hashtextextended('pgcontext indexes', 0)"
 
@@ -49,6 +50,11 @@ class _Refusal(NamedTuple):
     sentence: str
 
 
+_DEPENDENTS: Final = _Refusal(
+    ConfigError,
+    "Foreign keys, views or other objects of your own depend on pgcontext's tables; nothing was "
+    "changed: remove those first",
+)
 REFUSALS: Final = {
     LOCK_NOT_AVAILABLE: _Refusal(
         UnavailableError,
@@ -60,11 +66,8 @@ REFUSALS: Final = {
         "This role may not change pgcontext's tables; nothing was changed: migrate as the role "
         "that owns them",
     ),
-    DEPENDENT_OBJECTS: _Refusal(
-        ConfigError,
-        "Foreign keys, views or other objects of your own depend on pgcontext's tables; nothing "
-        "was changed: remove those first",
-    ),
+    DEPENDENT_OBJECTS: _DEPENDENTS,
+    FEATURE_NOT_SUPPORTED: _DEPENDENTS,
 }
 EXTENSION_REFUSAL: Final = _Refusal(
     ConfigError,

@@ -37,6 +37,7 @@ _ABOUT_THE_TEXT: Final = frozenset({None, 400, 413, 422})
 # What a server answers that chokes on a text, and also one that is broken.
 _CHOKED: Final = frozenset({424, 500})
 _TRIES: Final = 2
+_HARMLESS: Final = "Hello"
 _CHOKED_TRIES: Final = limits.EMBED_REFUSED_MESSAGES_MAX
 
 
@@ -81,13 +82,22 @@ class _Asking:
         made = await self._embed(texts, self._end - time.monotonic())
         self.vectors.update(zip(places, made, strict=True))
 
+    async def takes_anything(self) -> bool:
+        """Tell whether the embedder takes what nobody could refuse for what it says."""
+        try:
+            await self._embed([_HARMLESS], self._end - time.monotonic())
+        except ContextStoreError:
+            return False
+        return True
+
 
 async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome:
     """Embed texts, so that one which the embedder never takes holds up none of the others.
 
     A batch that fails is halved until it is known which texts are to blame. What fails for every
     text alike ends it: a refused key, vectors of another length, a server that is away,
-    `EMBED_REFUSED_MESSAGES_MAX` texts refused and none accepted; and so does the end of the time.
+    or `EMBED_REFUSED_MESSAGES_MAX` texts refused and none accepted, not even a greeting; and so
+    does the end of the time.
 
     Args:
         embed: makes the embeddings of some texts.
@@ -115,7 +125,8 @@ async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome
                     return Outcome(vectors, refused + guilty, error)
             if len(batch) == 1:
                 refused += batch
-            if not vectors and len(refused) >= limits.EMBED_REFUSED_MESSAGES_MAX:
+            doubtful = not vectors and len(refused) == limits.EMBED_REFUSED_MESSAGES_MAX
+            if doubtful and not await asking.takes_anything():
                 return Outcome(vectors, refused, error)
             waiting += _halves(batch, vectors)
         else:
@@ -126,6 +137,7 @@ async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome
 def _halves(batch: list[int], vectors: dict[int, str]) -> list[list[int]]:
     """Return what is left of a batch that failed, in two parts; nothing if it was one text."""
     left = [place for place in batch if place not in vectors]
+    random.shuffle(left)  # or texts that are refused, one after the other, hide those that aren't
     half = len(left) // 2
     return [part for part in (left[half:], left[:half]) if part and len(batch) > 1]
 
