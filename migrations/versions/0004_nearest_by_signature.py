@@ -149,13 +149,16 @@ LANGUAGE plpgsql IMMUTABLE
 AS $function$
 BEGIN
     RETURN (
-        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= 2 * judged
-               AND max(n.distance) FILTER (WHERE n.ordinal = judged)
-                   <= 0.7 * max(n.distance) FILTER (WHERE n.ordinal = 400)
-        FROM (
-            SELECT m.distance, m.place, row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
+        WITH nearest AS (
+            SELECT greatest(m.distance, 1e-6) AS distance, m.place,
+                   row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
             FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
-        ) AS n
+            WHERE m.distance IS NOT NULL
+        )
+        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= 2 * judged
+               AND avg(ln(n.distance / edge.distance)) <= -1 / 8.5
+        FROM nearest AS edge JOIN nearest AS n ON n.ordinal < edge.ordinal
+        WHERE edge.ordinal = 400
     );
 END
 $function$"""
@@ -205,8 +208,8 @@ BEGIN
         ) AS l
     ) AS o
     WHERE o.missed > 0.03 * judged;
-    IF line.different < 2 * best.furthest THEN
-        RETURN greatest(needed, 2 * best.furthest, measured * 3 / 2);
+    IF line.different < 4 * best.furthest THEN
+        RETURN greatest(needed, 4 * best.furthest, measured * 3 / 2);
     END IF;
     RETURN needed;
 END
@@ -234,7 +237,7 @@ DECLARE
     complete boolean;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
-       AND size.prefers_graph THEN
+       AND size.prefers_graph AND judged * 4 <= 400 THEN
         candidates := ARRAY(
             SELECT g.id
             FROM {schema}.pgcontext_graph(of_tenant, query, of_embedding_model) AS g
@@ -359,13 +362,13 @@ CREATE FUNCTION {schema}.pgcontext_matching(
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
+    expected double precision[] := {schema}.pgcontext_expected(of_tenant, terms);
     rare tsquery[] := ARRAY(
         SELECT o.term
         FROM (
             SELECT t.term, t.place, row_number() OVER rarest_first AS ordinal,
                    sum(t.expected) OVER rarest_first AS running
-            FROM unnest(terms, {schema}.pgcontext_expected(of_tenant, terms))
-                WITH ORDINALITY AS t (term, expected, place)
+            FROM unnest(terms, expected) WITH ORDINALITY AS t (term, expected, place)
             WINDOW rarest_first AS (ORDER BY t.expected, t.place ROWS UNBOUNDED PRECEDING)
         ) AS o
         WHERE o.ordinal = 1 OR o.running <= 20000
@@ -373,6 +376,7 @@ DECLARE
     );
     wanted tsquery := query;
     any_is_enough boolean := numnode(query) < 2 * cardinality(terms);
+    ranked tsquery := CASE WHEN 0 <> ANY (expected) THEN query END;
     term tsquery;
     few uuid[];
     found uuid[];
@@ -395,7 +399,7 @@ BEGIN
             few := ARRAY(
                 SELECT m.id
                 FROM {schema}.pgcontext_matches(
-                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, NULL,
+                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, ranked,
                     50, of_roles, since, until, of_metadata, of_model
                 ) AS m
             );

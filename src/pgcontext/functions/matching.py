@@ -118,7 +118,9 @@ $function$"""
 # Words are looked for that together are expected in no more messages than can be ranked, the rarest
 # of all in any case; then all words. Where that leaves matches out, each of those first words is
 # looked up: what few have comes along. Without a phrase a query is its words and an OR between any
-# two, and each is enough: so it is looked up alone, and the index reads nothing else.
+# two, and each is enough: so it is looked up alone, and the index reads nothing else. Any few that
+# have it will do, but not in a large tenant: to find few of what the statistics call common, the
+# planner would go through the table, and through all of it where they are wrong about this tenant.
 _MATCHING: Final = """
 CREATE FUNCTION {prefix}pgcontext_matching(
     of_tenant uuid, query tsquery, terms tsquery[], candidates integer, of_roles text[],
@@ -127,13 +129,13 @@ CREATE FUNCTION {prefix}pgcontext_matching(
 LANGUAGE plpgsql STABLE
 AS $function$
 DECLARE
+    expected double precision[] := {prefix}pgcontext_expected(of_tenant, terms);
     rare tsquery[] := ARRAY(
         SELECT o.term
         FROM (
             SELECT t.term, t.place, row_number() OVER rarest_first AS ordinal,
                    sum(t.expected) OVER rarest_first AS running
-            FROM unnest(terms, {prefix}pgcontext_expected(of_tenant, terms))
-                WITH ORDINALITY AS t (term, expected, place)
+            FROM unnest(terms, expected) WITH ORDINALITY AS t (term, expected, place)
             WINDOW rarest_first AS (ORDER BY t.expected, t.place ROWS UNBOUNDED PRECEDING)
         ) AS o
         WHERE o.ordinal = 1 OR o.running <= {ranked_rows_max}
@@ -141,6 +143,7 @@ DECLARE
     );
     wanted tsquery := query;
     any_is_enough boolean := numnode(query) < 2 * cardinality(terms);
+    ranked tsquery := CASE WHEN 0 <> ANY (expected) THEN query END;
     term tsquery;
     few uuid[];
     found uuid[];
@@ -163,7 +166,7 @@ BEGIN
             few := ARRAY(
                 SELECT m.id
                 FROM {prefix}pgcontext_matches(
-                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, NULL,
+                    of_tenant, CASE WHEN any_is_enough THEN term ELSE term && query END, ranked,
                     {rare_rows_max}, of_roles, since, until, of_metadata, of_model
                 ) AS m
             );
