@@ -65,8 +65,15 @@ def rows_of(tenant: int) -> Rows:
         roles=np.where(numbers % RARE_ROLE_EVERY == 7, "tool", "user"),
         models=np.where(numbers % 2 == 0, "even", "odd"),
         groups=np.where(np.arange(count // MESSAGES) < RARE_CONTEXTS, "rare", "other"),
-        contents=[f"order {n} of {'amber' if n % AMBER_EVERY == 0 else 'wood'}" for n in numbers],
+        contents=[f"order {n} of {material(tenant, n)}" for n in numbers],
     )
+
+
+def material(tenant: int, number: int) -> str:
+    """Say what was ordered: little amber by anybody, much stone by one tenant alone."""
+    if number % AMBER_EVERY == 0:
+        return "amber"
+    return "stone" if tenant == MIDDLING and number % 4 == 0 else "wood"
 
 
 @pytest.fixture(scope="module")
@@ -343,6 +350,24 @@ async def test_words_are_looked_up_in_their_index(
     uses = await used(scanning, connection, scanning.search("amber", mode="text"))
     assert uses["messages_text_idx"].scans >= 1
     assert not {"messages", "messages_embedding_idx", "messages_signature_idx"} & set(uses)
+
+
+async def test_what_only_others_say_is_looked_up_in_the_index_of_words(
+    connection: asyncpg.Connection,
+) -> None:
+    """And not among all messages, where the planner expects to come upon it soon."""
+    scans = "SELECT seq_scan FROM pg_stat_user_tables WHERE relname = 'messages'"
+    flush = "SELECT pg_stat_force_next_flush()"
+    await connection.execute(flush)
+    before = await connection.fetchval(scans)
+    found = await connection.fetch(
+        "SELECT * FROM pgcontext_matching($1, 'amber | stone', '{amber,stone}', 1,"
+        " NULL, NULL, NULL, NULL, NULL)",
+        UUID(int=LARGE),
+    )
+    assert len(found) >= 1
+    await connection.execute(flush)
+    assert await connection.fetchval(scans) == before
 
 
 @pytest.mark.parametrize("mode", ["vector", "text", "hybrid"])
