@@ -265,10 +265,10 @@ def embedding(value: object, *, dimensions: int, name: str = "embedding") -> str
         raise DimensionMismatchError(msg)
     low, high = min(floats), max(floats)
     # A NaN may hide from comparisons, but not from a sum.
-    if not (math.isfinite(sum(floats)) and -_HALF_MAX <= low and high <= _HALF_MAX):
+    if not (math.isfinite(sum(floats)) and low >= -_HALF_MAX and high <= _HALF_MAX):
         msg = f"{name} must have finite numbers from -{_HALF_MAX:,.0f} to {_HALF_MAX:,.0f} only."
         raise InvalidInputError(msg)
-    if -_HALF_MIN < low and high < _HALF_MIN:
+    if low > -_HALF_MIN and high < _HALF_MIN:
         msg = f"{name} must not be all zeros: it has no direction to compare."
         raise InvalidInputError(msg)
     return msgspec.json.encode(floats).decode()

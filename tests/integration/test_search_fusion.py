@@ -81,7 +81,7 @@ async def test_a_hybrid_score_is_made_of_both_as_decided(
 
 
 async def test_a_message_without_an_embedding_is_found_by_its_words(store: ContextStore) -> None:
-    """What waits for its embedding takes part by the text half of the score alone."""
+    """What waits for its embedding counts as near as its words rank: here they are the best."""
     await talk(store, ["the kestrel was found"])
     hybrid = with_embedder(store)
     await talk(hybrid, ["a falcon was seen", "rain all day"])
@@ -89,7 +89,23 @@ async def test_a_message_without_an_embedding_is_found_by_its_words(store: Conte
     waiting = next(hit for hit in hits if hit.message.content == "the kestrel was found")
     assert waiting.found_by == ("text",)
     assert waiting.distance is None
-    assert waiting.score == pytest.approx(0.7 * (waiting.text_score or 0))
+    assert waiting.score == pytest.approx(0.7 * (waiting.text_score or 0) + 0.3)
+    assert hits[0] == waiting
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["context", "tenant"])
+async def test_what_waits_for_its_embedding_is_not_buried_by_what_has_one(
+    store: ContextStore, *, within: bool
+) -> None:
+    """The best by words is among the first, however much is near by meaning."""
+    hybrid = with_embedder(store)
+    id = await talk(hybrid, [f"the flight on day {number}" for number in range(60)])
+    await store.append(id, [user("ZQ7742 is lost"), user("nobody had a flight, or knew of one")])
+    for mode in ("text", "hybrid"):
+        scope = id if within else None
+        hits = await hybrid.search("my flight ZQ7742", mode=mode, context_id=scope, limit=70)
+        assert found(hits)[0] == "ZQ7742 is lost", mode
+    assert found(hits).index("nobody had a flight, or knew of one") > 10
 
 
 @pytest.mark.parametrize("mode", ["text", "hybrid"])
@@ -189,4 +205,4 @@ async def test_what_has_no_direction_is_at_no_distance(
     [undirected] = [hit for hit in hits if hit.message.content == "green apples"]
     assert undirected.distance is None
     assert undirected.found_by == ("text",)
-    assert undirected.score == pytest.approx(0.7 * (undirected.text_score or 0))
+    assert undirected.score == pytest.approx(0.7 * (undirected.text_score or 0) + 0.3)

@@ -170,15 +170,19 @@ _SCORED: Final[dict[_Mode, LiteralString]] = {
 scored AS (SELECT rated.*, rated.text_score AS score FROM rated)""",
     # The nearest of all counts 1, the farthest 0, whatever the range of the model's distances;
     # words count by the share of what the query asks for, so that an accidental match stays small.
+    # What has no embedding of this model, or not yet, counts as near as its words rank.
     "hybrid": """@rated,
 scored AS (
-    SELECT rated.*, 0.7 * coalesce(rated.text_score, 0) + 0.3 * coalesce(
-               (max(rated.distance) OVER () - rated.distance)
-               / nullif(max(rated.distance) OVER () - min(rated.distance) OVER (), 0),
-               (rated.distance IS NOT NULL)::integer
-           ) AS score
+    SELECT rated.*, 0.7 * coalesce(rated.text_score, 0) + 0.3 * CASE
+               WHEN rated.distance IS NULL THEN cume_dist() OVER by_words
+               ELSE coalesce(
+                   (max(rated.distance) OVER () - rated.distance)
+                   / nullif(max(rated.distance) OVER () - min(rated.distance) OVER (), 0), 1
+               )
+           END AS score
     FROM rated
     WHERE $10::double precision IS NULL OR rated.distance <= $10
+    WINDOW by_words AS (PARTITION BY rated.text_score IS NULL ORDER BY rated.text_score)
 )""",
 }
 
