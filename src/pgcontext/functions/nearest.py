@@ -19,14 +19,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # The graph's own settings: how many it keeps in sight, and how many it gives, which takes it a
-# second look. It is believed if that found nothing that belongs to the best, and if the best are
-# much nearer than what is around them: a graph that lost its way ends where all is about as far.
+# second look. It is believed if that found nothing of the best, and if few of the crowd are nearly
+# as near as those: a graph that lost its way ends where all is about as far.
 EF_SEARCH: Final = 600
 GRAPH_CANDIDATES: Final = 650
 GRAPH_TUPLES_MAX: Final = 100_000
 GRAPH_FURTHEST_PER_HIT: Final = 2
 GRAPH_CROWD: Final = 400
-GRAPH_CONTRAST: Final = 0.7
+GRAPH_LOCAL_DIMENSION_MAX: Final = 8.5
+GRAPH_CROWD_PER_HIT: Final = 4
 # How many candidates are measured at first, at least and per hit; and how many are known by then,
 # of a large tenant more: it would have to be scanned again for those that follow.
 SCAN_DEPTH_MIN: Final = 200
@@ -37,7 +38,7 @@ SCAN_REACH_MAX: Final = 64
 # What may be expected to be missed at most, as a share of the hits; and within which part of those
 # measured the best must lie, should signatures tell nothing.
 SCAN_MISSED_SHARE_MAX: Final = 0.03
-SCAN_MARGIN: Final = 2
+SCAN_MARGIN: Final = 4
 # Of fewer hits than this the next best are judged too: that one alone comes early says little.
 JUDGED_MIN: Final = 10
 
@@ -57,7 +58,8 @@ def nearest_functions(dimensions: int, prefix: str) -> Iterator[str]:
         "graph_tuples_max": GRAPH_TUPLES_MAX,
         "furthest_per_hit": GRAPH_FURTHEST_PER_HIT,
         "crowd": GRAPH_CROWD,
-        "contrast": GRAPH_CONTRAST,
+        "local_dimension_max": GRAPH_LOCAL_DIMENSION_MAX,
+        "crowd_per_hit": GRAPH_CROWD_PER_HIT,
         "depth_min": SCAN_DEPTH_MIN,
         "depth_per_hit": SCAN_DEPTH_PER_HIT,
         "reach": SCAN_REACH,
@@ -188,7 +190,8 @@ BEGIN
 END
 $function$"""
 
-# What the graph found is believed if the best of it came first, and are much nearer than the crowd.
+# Whether the best of what the graph found came first, and the number of dimensions that the crowd
+# seems to have, going by its distances, is small (the estimate of Levina and Bickel, 2004).
 _STANDS_OUT: Final = """
 CREATE FUNCTION {prefix}pgcontext_stands_out(distances double precision[], judged integer)
 RETURNS boolean
@@ -196,13 +199,16 @@ LANGUAGE plpgsql IMMUTABLE
 AS $function$
 BEGIN
     RETURN (
-        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= {furthest_per_hit} * judged
-               AND max(n.distance) FILTER (WHERE n.ordinal = judged)
-                   <= {contrast} * max(n.distance) FILTER (WHERE n.ordinal = {crowd})
-        FROM (
-            SELECT m.distance, m.place, row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
+        WITH nearest AS (
+            SELECT greatest(m.distance, 1e-6) AS distance, m.place,
+                   row_number() OVER (ORDER BY m.distance, m.place) AS ordinal
             FROM unnest(distances) WITH ORDINALITY AS m (distance, place)
-        ) AS n
+            WHERE m.distance IS NOT NULL
+        )
+        SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= {furthest_per_hit} * judged
+               AND avg(ln(n.distance / edge.distance)) <= -1 / {local_dimension_max}
+        FROM nearest AS edge JOIN nearest AS n ON n.ordinal < edge.ordinal
+        WHERE edge.ordinal = {crowd}
     );
 END
 $function$"""
@@ -311,7 +317,7 @@ DECLARE
     complete boolean;
 BEGIN
     IF num_nulls(of_roles, since, until, of_metadata, of_model) = 5
-       AND size.prefers_graph THEN
+       AND size.prefers_graph AND judged * {crowd_per_hit} <= {crowd} THEN
         candidates := ARRAY(
             SELECT g.id
             FROM {prefix}pgcontext_graph(of_tenant, query, of_embedding_model) AS g
