@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 K: Final = 10
 RECALL_MIN: Final = 0.99
-RECALL_SMALL_MIN: Final = 0.95
+RECALL_SMALL_MIN: Final = 0.97
 QUERIES: Final = 4  # without a filter, on topic and off; through each filter there is one of both
 SHARES: Final = {"20%": 0.2, "5%": 0.05, "1%": 0.01, "0.1%": 0.001, "0.01%": 0.0001}
 ROLES: Final = dict(zip(("user", "tool", "system", "developer"), SHARES.values(), strict=False))
