@@ -260,3 +260,23 @@ def test_interrupting_ends_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(SystemExit) as end:
         Output().run(work())
     assert end.value.code == Exit.INTERRUPTED
+
+
+def test_interrupting_before_anything_is_loaded_ends_with_130_too() -> None:
+    """Ctrl-C in the first moments: nothing was done, and there is nothing to say."""
+    stopping = """
+import sys
+from pgcontext import cli
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "pgcontext.cli.app":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+cli.main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", stopping], capture_output=True, encoding="utf-8", check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (Exit.INTERRUPTED, "", "")

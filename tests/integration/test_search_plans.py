@@ -65,7 +65,7 @@ def rows_of(tenant: int) -> Rows:
         roles=np.where(numbers % RARE_ROLE_EVERY == 7, "tool", "user"),
         models=np.where(numbers % 2 == 0, "even", "odd"),
         groups=np.where(np.arange(count // MESSAGES) < RARE_CONTEXTS, "rare", "other"),
-        contents=[f"order {n} of {material(tenant, n)}" for n in numbers],
+        contents=[f"order {n} of {material(tenant, n)}" for n in range(count)],
     )
 
 

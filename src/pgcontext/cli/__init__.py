@@ -5,7 +5,9 @@ from importlib import import_module
 from typing import Final
 
 PACKAGES: Final = ("rich", "typer")
-CONFIG_EXIT_CODE: Final = 5  # `Exit.CONFIG`, whose module may need what is missing here
+# `Exit.CONFIG` and `Exit.INTERRUPTED`: their module may need what is missing here, or not there.
+CONFIG_EXIT_CODE: Final = 5
+INTERRUPTED_EXIT_CODE: Final = 130
 
 
 def main() -> None:
@@ -21,6 +23,8 @@ def main() -> None:
             file=sys.stderr,
         )
         sys.exit(CONFIG_EXIT_CODE)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED_EXIT_CODE)
     from pgcontext.cli.output import Output
 
     with Output().reported():

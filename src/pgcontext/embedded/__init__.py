@@ -12,6 +12,7 @@ import atexit
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -88,8 +89,9 @@ def stop(data_dir: Path | None = None) -> None:
 
 @atexit.register
 def _stop_all() -> None:
-    while _clusters:
-        _clusters.popitem()[1].stop()
+    with suppress(KeyboardInterrupt):  # the keeper stops what this leaves
+        while _clusters:
+            _clusters.popitem()[1].stop()
 
 
 def _settings() -> Settings:
