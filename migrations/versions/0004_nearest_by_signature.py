@@ -16,7 +16,7 @@ SCAN = """
 CREATE FUNCTION {schema}.pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
     of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
-) RETURNS TABLE (id uuid, apart double precision)
+) RETURNS TABLE (ids uuid[], apart double precision[])
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 SET hash_mem_multiplier = '1000'
@@ -26,42 +26,48 @@ DECLARE
 BEGIN
     IF of_metadata IS NULL THEN
         RETURN QUERY
-        SELECT m.id, m.signature <~> sought AS apart
-        FROM {schema}.messages AS m
-        WHERE m.tenant_id = of_tenant
-          AND m.deleted_at IS NULL
-          AND m.embedding IS NOT NULL
-          AND m.role = ANY (coalesce(of_roles, '{user,assistant,system,tool,developer}'))
-          AND m.created_at >= coalesce(since, '-infinity')
-          AND m.created_at < coalesce(until, 'infinity')
-          AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
-          AND (of_model IS NULL OR m.model = of_model)
-          AND m.context_id NOT IN (
-              SELECT c.id FROM {schema}.contexts AS c
-              WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
-          )
-        ORDER BY apart, uuid_hash(m.id)
-        LIMIT candidates;
-    ELSE
-        RETURN QUERY
-        SELECT m.id, m.signature <~> sought AS apart
-        FROM {schema}.contexts AS c
-        CROSS JOIN LATERAL (
-            SELECT m.id, m.signature
+        SELECT coalesce(array_agg(n.id), '{}'), coalesce(array_agg(n.apart), '{}')
+        FROM (
+            SELECT m.id, m.signature <~> sought AS apart
             FROM {schema}.messages AS m
-            WHERE m.tenant_id = of_tenant AND m.context_id = c.id
+            WHERE m.tenant_id = of_tenant
               AND m.deleted_at IS NULL
               AND m.embedding IS NOT NULL
-              AND (of_roles IS NULL OR m.role = ANY (of_roles))
-              AND (since IS NULL OR m.created_at >= since)
-              AND (until IS NULL OR m.created_at < until)
+              AND m.role = ANY (coalesce(of_roles, '{user,assistant,system,tool,developer}'))
+              AND m.created_at >= coalesce(since, '-infinity')
+              AND m.created_at < coalesce(until, 'infinity')
               AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
               AND (of_model IS NULL OR m.model = of_model)
-            OFFSET 0
-        ) AS m
-        WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY apart, uuid_hash(m.id)
-        LIMIT candidates;
+              AND m.context_id NOT IN (
+                  SELECT c.id FROM {schema}.contexts AS c
+                  WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
+              )
+            ORDER BY apart, uuid_hash(m.id), m.id
+            LIMIT candidates
+        ) AS n;
+    ELSE
+        RETURN QUERY
+        SELECT coalesce(array_agg(n.id), '{}'), coalesce(array_agg(n.apart), '{}')
+        FROM (
+            SELECT m.id, m.signature <~> sought AS apart
+            FROM {schema}.contexts AS c
+            CROSS JOIN LATERAL (
+                SELECT m.id, m.signature
+                FROM {schema}.messages AS m
+                WHERE m.tenant_id = of_tenant AND m.context_id = c.id
+                  AND m.deleted_at IS NULL
+                  AND m.embedding IS NOT NULL
+                  AND (of_roles IS NULL OR m.role = ANY (of_roles))
+                  AND (since IS NULL OR m.created_at >= since)
+                  AND (until IS NULL OR m.created_at < until)
+                  AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+                  AND (of_model IS NULL OR m.model = of_model)
+                OFFSET 0
+            ) AS m
+            WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
+            ORDER BY apart, uuid_hash(m.id), m.id
+            LIMIT candidates
+        ) AS n;
     END IF;
 END
 $function$"""
@@ -117,8 +123,10 @@ BEGIN
         WHERE s.schemaname = of_schema AND s.tablename = 'messages' AND s.attname = 'tenant_id';
     END IF;
     embedded := coalesce(embedded, 0);
-    prefers_graph := embedded * embedded > exact_rows * everybody
-                     AND to_regclass('{schema}.messages_embedding_idx') IS NOT NULL;
+    prefers_graph := embedded > 0 AND embedded * embedded > exact_rows * everybody AND EXISTS (
+        SELECT FROM pg_index AS i
+        WHERE i.indexrelid = to_regclass('{schema}.messages_embedding_idx') AND i.indisvalid
+    );
 END
 $function$"""
 
@@ -156,7 +164,8 @@ BEGIN
             WHERE m.distance IS NOT NULL
         )
         SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= 2 * judged
-               AND avg(ln(n.distance / edge.distance)) <= -1 / 8.5
+               AND avg(ln(n.distance / edge.distance)) FILTER (WHERE n.ordinal > judged)
+                   <= -1.0 / 9
         FROM nearest AS edge JOIN nearest AS n ON n.ordinal < edge.ordinal
         WHERE edge.ordinal = 400
     );
@@ -182,6 +191,9 @@ BEGIN
         ORDER BY m.distance, m.place
         LIMIT judged
     ) AS b;
+    IF best.last <= 1e-6 THEN  -- nothing can be nearer
+        RETURN measured;
+    END IF;
     SELECT f.slope, f.distance - f.slope * f.apart AS start,
            sqrt(greatest(f.variance, 1e-18)) AS spread, f.different
     INTO line
@@ -255,8 +267,7 @@ BEGIN
     distances := '{}';
     <<searching>>
     LOOP
-        SELECT coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.apart), '{}')
-        INTO candidates, apart
+        SELECT s.ids, s.apart INTO candidates, apart
         FROM {schema}.pgcontext_scan(
             of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
             of_model
@@ -299,7 +310,10 @@ BEGIN
         (s.most_common_freqs)[
             array_position(s.most_common_vals::text::uuid[], of_tenant)
         ],
-        (SELECT min(f.frequency) FROM unnest(s.most_common_freqs) AS f (frequency))
+        (
+            SELECT least(min(f.frequency), 1 - sum(f.frequency))
+            FROM unnest(s.most_common_freqs) AS f (frequency)
+        )
     )
     INTO share
     FROM pg_stats AS s
@@ -502,18 +516,7 @@ def upgrade() -> None:
     execute(DROP_FORMER)
     execute(INDEX)
     execute(VERSION_KEY)
-    for function in (
-        SCAN,
-        GRAPH,
-        SIZE,
-        DISTANCES,
-        STANDS_OUT,
-        DEPTH,
-        NEAREST,
-        EXPECTED,
-        MATCHES,
-        MATCHING,
-    ):
+    for function in (*NEAREST_FUNCTIONS, *MATCHING_FUNCTIONS):
         execute(function)
 
 

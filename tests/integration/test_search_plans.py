@@ -339,6 +339,7 @@ async def test_without_statistics_or_a_graph_messages_are_gone_through(
     await transaction.start()
     await connection.execute(change)
     assert not await prefers_graph(connection, LARGE, 0)
+    assert not await prefers_graph(connection, LARGE, 100_000)
     await transaction.rollback()
     assert await prefers_graph(connection, LARGE, 0)
 

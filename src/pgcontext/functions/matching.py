@@ -41,7 +41,8 @@ def matching_functions(prefix: str) -> Iterator[str]:
 
 # How many messages of the table have each of these words; 0 where that isn't known, or few. All 0
 # for a tenant that is small, whatever others say: what it has is soon looked at. A tenant that the
-# statistics don't name has no more than the last that they name; if they name none, all are small.
+# statistics don't name has no more than the last that they name, nor than these together leave; if
+# they name none, all are small.
 _EXPECTED: Final = """
 CREATE FUNCTION {prefix}pgcontext_expected(of_tenant uuid, terms tsquery[])
 RETURNS double precision[]
@@ -59,7 +60,10 @@ BEGIN
         (s.most_common_freqs)[
             array_position(s.most_common_vals::text::uuid[], of_tenant)
         ],
-        (SELECT min(f.frequency) FROM unnest(s.most_common_freqs) AS f (frequency))
+        (
+            SELECT least(min(f.frequency), 1 - sum(f.frequency))
+            FROM unnest(s.most_common_freqs) AS f (frequency)
+        )
     )
     INTO share
     FROM pg_stats AS s

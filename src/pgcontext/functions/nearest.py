@@ -26,7 +26,7 @@ GRAPH_CANDIDATES: Final = 650
 GRAPH_TUPLES_MAX: Final = 100_000
 GRAPH_FURTHEST_PER_HIT: Final = 2
 GRAPH_CROWD: Final = 400
-GRAPH_LOCAL_DIMENSION_MAX: Final = 8.5
+GRAPH_LOCAL_DIMENSION_MAX: Final = 9
 GRAPH_CROWD_PER_HIT: Final = 4
 # How many candidates are measured at first, at least and per hit; and how many are known by then,
 # of a large tenant more: it would have to be scanned again for those that follow.
@@ -81,7 +81,7 @@ _SCAN: Final = """
 CREATE FUNCTION {prefix}pgcontext_scan(
     of_tenant uuid, query vector, candidates integer, of_embedding_model text,
     of_roles text[], since timestamptz, until timestamptz, of_metadata jsonb, of_model text
-) RETURNS TABLE (id uuid, apart double precision)
+) RETURNS TABLE (ids uuid[], apart double precision[])
 LANGUAGE plpgsql STABLE
 SET plan_cache_mode = 'force_custom_plan'
 SET hash_mem_multiplier = '1000'
@@ -91,42 +91,48 @@ DECLARE
 BEGIN
     IF of_metadata IS NULL THEN
         RETURN QUERY
-        SELECT m.id, m.signature <~> sought AS apart
-        FROM {prefix}messages AS m
-        WHERE m.tenant_id = of_tenant
-          AND m.deleted_at IS NULL
-          AND m.embedding IS NOT NULL
-          AND m.role = ANY (coalesce(of_roles, '{user,assistant,system,tool,developer}'))
-          AND m.created_at >= coalesce(since, '-infinity')
-          AND m.created_at < coalesce(until, 'infinity')
-          AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
-          AND (of_model IS NULL OR m.model = of_model)
-          AND m.context_id NOT IN (
-              SELECT c.id FROM {prefix}contexts AS c
-              WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
-          )
-        ORDER BY apart, uuid_hash(m.id)
-        LIMIT candidates;
-    ELSE
-        RETURN QUERY
-        SELECT m.id, m.signature <~> sought AS apart
-        FROM {prefix}contexts AS c
-        CROSS JOIN LATERAL (
-            SELECT m.id, m.signature
+        SELECT coalesce(array_agg(n.id), '{}'), coalesce(array_agg(n.apart), '{}')
+        FROM (
+            SELECT m.id, m.signature <~> sought AS apart
             FROM {prefix}messages AS m
-            WHERE m.tenant_id = of_tenant AND m.context_id = c.id
+            WHERE m.tenant_id = of_tenant
               AND m.deleted_at IS NULL
               AND m.embedding IS NOT NULL
-              AND (of_roles IS NULL OR m.role = ANY (of_roles))
-              AND (since IS NULL OR m.created_at >= since)
-              AND (until IS NULL OR m.created_at < until)
+              AND m.role = ANY (coalesce(of_roles, '{user,assistant,system,tool,developer}'))
+              AND m.created_at >= coalesce(since, '-infinity')
+              AND m.created_at < coalesce(until, 'infinity')
               AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
               AND (of_model IS NULL OR m.model = of_model)
-            OFFSET 0
-        ) AS m
-        WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
-        ORDER BY apart, uuid_hash(m.id)
-        LIMIT candidates;
+              AND m.context_id NOT IN (
+                  SELECT c.id FROM {prefix}contexts AS c
+                  WHERE c.tenant_id = of_tenant AND c.deleted_at IS NOT NULL
+              )
+            ORDER BY apart, uuid_hash(m.id), m.id
+            LIMIT candidates
+        ) AS n;
+    ELSE
+        RETURN QUERY
+        SELECT coalesce(array_agg(n.id), '{}'), coalesce(array_agg(n.apart), '{}')
+        FROM (
+            SELECT m.id, m.signature <~> sought AS apart
+            FROM {prefix}contexts AS c
+            CROSS JOIN LATERAL (
+                SELECT m.id, m.signature
+                FROM {prefix}messages AS m
+                WHERE m.tenant_id = of_tenant AND m.context_id = c.id
+                  AND m.deleted_at IS NULL
+                  AND m.embedding IS NOT NULL
+                  AND (of_roles IS NULL OR m.role = ANY (of_roles))
+                  AND (since IS NULL OR m.created_at >= since)
+                  AND (until IS NULL OR m.created_at < until)
+                  AND m.embedding_model IS NOT DISTINCT FROM of_embedding_model
+                  AND (of_model IS NULL OR m.model = of_model)
+                OFFSET 0
+            ) AS m
+            WHERE c.tenant_id = of_tenant AND c.deleted_at IS NULL AND c.metadata @> of_metadata
+            ORDER BY apart, uuid_hash(m.id), m.id
+            LIMIT candidates
+        ) AS n;
     END IF;
 END
 $function$"""
@@ -185,13 +191,16 @@ BEGIN
         WHERE s.schemaname = of_schema AND s.tablename = 'messages' AND s.attname = 'tenant_id';
     END IF;
     embedded := coalesce(embedded, 0);
-    prefers_graph := embedded * embedded > exact_rows * everybody
-                     AND to_regclass('{prefix}messages_embedding_idx') IS NOT NULL;
+    prefers_graph := embedded > 0 AND embedded * embedded > exact_rows * everybody AND EXISTS (
+        SELECT FROM pg_index AS i
+        WHERE i.indexrelid = to_regclass('{prefix}messages_embedding_idx') AND i.indisvalid
+    );
 END
 $function$"""
 
-# Whether the best of what the graph found came first, and the number of dimensions that the crowd
-# seems to have, going by its distances, is small (the estimate of Levina and Bickel, 2004).
+# Whether the best of what the graph found came first, and the crowd behind them seems to lie in few
+# dimensions: by how its distances grow (Levina and Bickel, 2004; of cosine distances, which are
+# squares, it is half the number).
 _STANDS_OUT: Final = """
 CREATE FUNCTION {prefix}pgcontext_stands_out(distances double precision[], judged integer)
 RETURNS boolean
@@ -206,7 +215,8 @@ BEGIN
             WHERE m.distance IS NOT NULL
         )
         SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= {furthest_per_hit} * judged
-               AND avg(ln(n.distance / edge.distance)) <= -1 / {local_dimension_max}
+               AND avg(ln(n.distance / edge.distance)) FILTER (WHERE n.ordinal > judged)
+                   <= -1.0 / {local_dimension_max}
         FROM nearest AS edge JOIN nearest AS n ON n.ordinal < edge.ordinal
         WHERE edge.ordinal = {crowd}
     );
@@ -260,6 +270,9 @@ BEGIN
         ORDER BY m.distance, m.place
         LIMIT judged
     ) AS b;
+    IF best.last <= 1e-6 THEN  -- nothing can be nearer
+        RETURN measured;
+    END IF;
     SELECT f.slope, f.distance - f.slope * f.apart AS start,
            sqrt(greatest(f.variance, 1e-18)) AS spread, f.different
     INTO line
@@ -335,8 +348,7 @@ BEGIN
     distances := '{}';
     <<searching>>
     LOOP
-        SELECT coalesce(array_agg(s.id), '{}'), coalesce(array_agg(s.apart), '{}')
-        INTO candidates, apart
+        SELECT s.ids, s.apart INTO candidates, apart
         FROM {prefix}pgcontext_scan(
             of_tenant, query, reach, of_embedding_model, of_roles, since, until, of_metadata,
             of_model
