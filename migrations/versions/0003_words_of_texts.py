@@ -68,11 +68,11 @@ AS $function$ BEGIN RETURN (
     FROM (
         SELECT matched[1] AS text FROM regexp_matches(content,
             '[^\W_]+(?:(?:[:]//|[:][:]|[{joiners}]|,(?=\d\d\d(?!\d)))[^\W_]+)+'
-            '|[^\W_]*[a-z][A-Z][^\W_]*|\m[A-Za-z](?:\+\+|#)', 'g') AS matched
+            '|[^\W_]*(?:{humps})[^\W_]*|\m[A-Za-z](?:\+\+|#)', 'g') AS matched
     ) AS run
     CROSS JOIN LATERAL (
         SELECT CASE WHEN run.text ~ '[\W_]' THEN run.text END AS whole,
-               CASE WHEN run.text ~ '[a-z][A-Z]' THEN translate(
+               CASE WHEN run.text ~ '{humps}' THEN translate(
                    regexp_replace(run.text,
                        '([a-z0-9])(?=[A-Z])|([A-Z])(?=[A-Z][a-z][a-z])', '\1\2 ', 'g'),
                    '{cut}', '{spaces}'
@@ -130,7 +130,7 @@ DECLARE
     folded text := {schema}.pgcontext_text_folded(said);
     vector tsvector := {schema}.pgcontext_text_words(folded);
 BEGIN
-    IF folded ~ '[^\W_][{joiners},]{1,3}[^\W_]|[a-z][A-Z]|[A-Za-z](?:\+\+|#)' THEN
+    IF folded ~ '[^\W_][{joiners},]{1,3}[^\W_]|{humps}|[A-Za-z](?:\+\+|#)' THEN
         vector := vector || to_tsvector(
             {schema}.pgcontext_text_language(),
             left({schema}.pgcontext_text_compounds(folded), {compounds_chars})
@@ -230,9 +230,12 @@ UNSPACED = (
 # Signs that join words into one, and those that the parser would read something into.
 JOINERS = "-_./@:+~?=&"
 CUT = "-+./@<&_~:"
+# Where camelCase is cut: getUser, HTTPError; not in IDs, nor in COVIDs.
+HUMPS = "[a-z][A-Z]|[A-Z][A-Z][a-z][a-z]"
 VALUES = {
     "unspaced": UNSPACED,
     "joiners": JOINERS,
+    "humps": HUMPS,
     "cut": CUT,
     "spaces": " " * len(CUT),
     "chars": "100000",

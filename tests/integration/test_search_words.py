@@ -55,6 +55,8 @@ async def found(store: ContextStore, query: str, *contents: str) -> list[str | N
         ("a List<String> of <b>apples</b> &amp; pears", ["string", "apples", "pears", "list"]),
         ("getHTTPResponseCode(), parseJSONBody()", ["http response", "response code", "json body"]),
         ("all userIDs of an XMLHttpRequest", ["user ids", "xml", "http request", "userIDs"]),
+        ("raise HTTPError from it", ["http", "http error", "HTTPError"]),
+        ("class JSONDecoder here", ["json decoder", "decoder"]),
         ("a Node.js server", ["nodejs", "node.js", "node"]),
     ],
 )  # fmt: skip

@@ -93,11 +93,11 @@ AS $function$ BEGIN RETURN (
     FROM (
         SELECT matched[1] AS text FROM regexp_matches(content,
             '[^\W_]+(?:(?:[:]//|[:][:]|[{joiners}]|,(?=\d\d\d(?!\d)))[^\W_]+)+'
-            '|[^\W_]*[a-z][A-Z][^\W_]*|\m[A-Za-z](?:\+\+|#)', 'g') AS matched
+            '|[^\W_]*(?:{humps})[^\W_]*|\m[A-Za-z](?:\+\+|#)', 'g') AS matched
     ) AS run
     CROSS JOIN LATERAL (
         SELECT CASE WHEN run.text ~ '[\W_]' THEN run.text END AS whole,
-               CASE WHEN run.text ~ '[a-z][A-Z]' THEN translate(
+               CASE WHEN run.text ~ '{humps}' THEN translate(
                    regexp_replace(run.text,
                        '([a-z0-9])(?=[A-Z])|([A-Z])(?=[A-Z][a-z][a-z])', '\1\2 ', 'g'),
                    '{cut}', '{spaces}'
@@ -155,7 +155,7 @@ DECLARE
     folded text := {prefix}pgcontext_text_folded(said);
     vector tsvector := {prefix}pgcontext_text_words(folded);
 BEGIN
-    IF folded ~ '[^\W_][{joiners},]{1,3}[^\W_]|[a-z][A-Z]|[A-Za-z](?:\+\+|#)' THEN
+    IF folded ~ '[^\W_][{joiners},]{1,3}[^\W_]|{humps}|[A-Za-z](?:\+\+|#)' THEN
         vector := vector || to_tsvector(
             {prefix}pgcontext_text_language(),
             left({prefix}pgcontext_text_compounds(folded), {compounds_chars})
@@ -255,9 +255,12 @@ _UNSPACED: Final = (
 # Signs that join words into one, and those that the parser would read something into.
 _JOINERS: Final = "-_./@:+~?=&"
 _CUT: Final = "-+./@<&_~:"
+# Where camelCase is cut: getUser, HTTPError; not in IDs, nor in COVIDs.
+_HUMPS: Final = "[a-z][A-Z]|[A-Z][A-Z][a-z][a-z]"
 _VALUES: Final = {
     "unspaced": _UNSPACED,
     "joiners": _JOINERS,
+    "humps": _HUMPS,
     "cut": _CUT,
     "spaces": " " * len(_CUT),
     "chars": str(TEXT_SEARCH_CHARS_MAX),
