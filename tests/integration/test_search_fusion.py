@@ -46,8 +46,8 @@ async def test_a_long_prompt_stored_often_does_not_crowd_out_an_answer(
     assert hits[0].message.content == "A refund of the booking was refused"
 
 
-async def test_the_text_score_is_a_share_of_what_was_asked(store: ContextStore) -> None:
-    """Between 0 and 1, higher for more of the words, whatever else the query finds."""
+async def test_the_text_score_grows_with_the_words_that_a_message_has(store: ContextStore) -> None:
+    """Between 0 and 1, whatever else the query finds."""
     context_id = await talk(store, ["red apples", "green pears", "red apples, green pears"])
     hits = await store.search("red apples and green pears", context_id=context_id)
     scores = {hit.message.content: hit.text_score or 0 for hit in hits}

@@ -6,7 +6,7 @@ The numbers are text, since they become part of statements.
 from typing import Final, LiteralString
 
 # So many of the best by PostgreSQL's rank are judged by how rare their words are.
-POOL: Final[LiteralString] = "200"
+SHORTLIST: Final[LiteralString] = "200"
 # What fewer messages than this have is among them, whatever its rank: an identifier must not be
 # lost among what shares the rest of the query. Each word is looked up for that, up to a number.
 RARE_ROWS_MAX: Final[LiteralString] = "50"

@@ -5,8 +5,8 @@ text, or by both; with the messages around each hit, or without. All take the pa
 `@parameters` lists, so that they can be called alike, and are made of the same pieces:
 
 `near`: the nearest messages (`id`, `distance`), exact within a context, by `pgcontext_nearest` over
-the tenant. `pool`: the best of those that match the words (`id`), by `pgcontext_matching` over the
-tenant. `found`: either, or both.
+the tenant. `shortlist`: the best of those that match the words (`id`), by `pgcontext_matching` over
+the tenant. `found`: either, or both.
 `candidate`: the messages found, with what their score is made of. `scored`: with their `score`.
 `hit`: the best of them. `around`: the messages that are shown before and after each.
 
@@ -100,7 +100,7 @@ _WORDS: Final[LiteralString] = r"""words AS MATERIALIZED (
 # The best by PostgreSQL's rank, less for texts of many words. It doesn't know how rare a word is:
 # all that have a word that few have come along, so that an identifier isn't lost among what shares
 # the rest of the query.
-_POOL_IN_CONTEXT: Final[LiteralString] = """matching AS MATERIALIZED (
+_SHORTLIST_IN_CONTEXT: Final[LiteralString] = """matching AS MATERIALIZED (
     SELECT s.*
     FROM words
     CROSS JOIN lineage AS l
@@ -114,12 +114,12 @@ _POOL_IN_CONTEXT: Final[LiteralString] = """matching AS MATERIALIZED (
         OFFSET 0
     ) AS s
 ),
-pool AS MATERIALIZED (
+shortlist AS MATERIALIZED (
     (
         SELECT s.id
         FROM words CROSS JOIN matching AS s
         ORDER BY @rank DESC, s.version DESC
-        LIMIT @pool_count
+        LIMIT @shortlist_count
     )
     UNION
     SELECT s.id
@@ -130,25 +130,25 @@ pool AS MATERIALIZED (
         FROM (SELECT s.id FROM matching AS s WHERE s.text_search @@ t.term LIMIT @rare_rows) AS s
     ) AS s
     WHERE s.messages < @rare_rows
-      AND (SELECT count(*) FROM matching) > @pool_count
+      AND (SELECT count(*) FROM matching) > @shortlist_count
 )"""
 
-_POOL_IN_TENANT: Final[LiteralString] = """pool AS MATERIALIZED (
+_SHORTLIST_IN_TENANT: Final[LiteralString] = """shortlist AS MATERIALIZED (
     SELECT p.id
     FROM words
     CROSS JOIN LATERAL @matching(
-        $1, words.query, words.terms, @pool_count, $5::text[], $6::timestamptz,
+        $1, words.query, words.terms, @shortlist_count, $5::text[], $6::timestamptz,
         $7::timestamptz, $8::jsonb, $9::text
     ) AS p
     WHERE words.query IS NOT NULL
 )"""
 
-# A word counts by how rare it is among the pool; what was found by its vector is rated alike.
+# A word counts by how rare it is among the shortlist; what was found by its vector is rated alike.
 _RATED: Final[LiteralString] = """weight AS MATERIALIZED (
     SELECT r.ordinal, ln(1 + n.messages / count(*)::double precision) AS weight
     FROM candidate
     CROSS JOIN unnest(candidate.ranks) WITH ORDINALITY AS r (rank, ordinal)
-    CROSS JOIN (SELECT count(*) AS messages FROM pool) AS n
+    CROSS JOIN (SELECT count(*) AS messages FROM shortlist) AS n
     WHERE candidate.by_text AND r.rank > 0
     GROUP BY r.ordinal, n.messages
 ),
@@ -169,7 +169,8 @@ _SCORED: Final[dict[_Mode, LiteralString]] = {
     "text": """@rated,
 scored AS (SELECT rated.*, rated.text_score AS score FROM rated)""",
     # The nearest of all counts 1, the farthest 0, whatever the range of the model's distances;
-    # words count by the share of what the query asks for, so that an accidental match stays small.
+    # words count by how much of what the query asks for is there, so that an accidental match
+    # stays small.
     # What has no embedding of this model, or not yet, counts as near as its words rank.
     "hybrid": """@rated,
 scored AS (
@@ -191,12 +192,12 @@ _FOUND: Final[dict[_Mode, LiteralString]] = {
     SELECT near.id, near.distance, true AS by_vector, false AS by_text FROM near
 )""",
     "text": """found AS (
-    SELECT pool.id, NULL::double precision AS distance, false AS by_vector, true AS by_text
-    FROM pool
+    SELECT shortlist.id, NULL::double precision AS distance, false AS by_vector, true AS by_text
+    FROM shortlist
 )""",
     "hybrid": """found AS (
-    SELECT id, near.distance, near.id IS NOT NULL AS by_vector, pool.id IS NOT NULL AS by_text
-    FROM near FULL JOIN pool USING (id)
+    SELECT id, near.distance, near.id IS NOT NULL AS by_vector, shortlist.id IS NOT NULL AS by_text
+    FROM near FULL JOIN shortlist USING (id)
 )""",
 }
 
@@ -332,8 +333,8 @@ WITH RECURSIVE @parameters,
 # By mode: what is looked for, how many of the nearest, and which of two hits comes first.
 _PIECES: Final[dict[_Mode, LiteralString]] = {
     "vector": "@asked,\n@near_piece",
-    "text": "@words,\n@pool_piece",
-    "hybrid": "@asked,\n@words,\n@near_piece,\n@pool_piece",
+    "text": "@words,\n@shortlist_piece",
+    "hybrid": "@asked,\n@words,\n@near_piece,\n@shortlist_piece",
 }
 _NEAR_COUNT: Final[dict[_Mode, LiteralString]] = {
     "vector": "$4::integer",
@@ -352,10 +353,10 @@ def _search(
     mode: _Mode,
     *,
     near: LiteralString,
-    pool: LiteralString,
+    shortlist: LiteralString,
     around: LiteralString,
 ) -> LiteralString:
-    """Put the pieces of a mode together, `near` and `pool` made in these ways.
+    """Put the pieces of a mode together, `near` and `shortlist` made in these ways.
 
     `around` is empty where no neighbors are asked for: planning for them would take longer than
     many a search.
@@ -366,9 +367,9 @@ def _search(
         ("@mode", mode),
         ("@pieces", _PIECES[mode]),
         ("@near_piece", near),
-        ("@pool_piece", pool),
+        ("@shortlist_piece", shortlist),
         ("@near_count", _NEAR_COUNT[mode]),
-        ("@pool_count", "greatest(" + ranking.POOL + ", $4::integer)"),
+        ("@shortlist_count", "greatest(" + ranking.SHORTLIST + ", $4::integer)"),
         ("@rare_rows", ranking.RARE_ROWS_MAX),
         ("@rare_terms", ranking.RARE_TERMS_MAX),
         ("@rank", ranking.rank_of("s.text_search", "words.query")),
@@ -402,7 +403,7 @@ def _in_context(mode: _Mode, *, around: bool = False) -> LiteralString:
         _IN_CONTEXT,
         mode,
         near=_NEAR_IN_CONTEXT,
-        pool=_POOL_IN_CONTEXT,
+        shortlist=_SHORTLIST_IN_CONTEXT,
         around=",\n" + _AROUND if around else "",
     )
 
@@ -412,7 +413,7 @@ def _in_tenant(mode: _Mode, *, around: bool = False) -> LiteralString:
         _IN_TENANT,
         mode,
         near=_NEAR_IN_TENANT,
-        pool=_POOL_IN_TENANT,
+        shortlist=_SHORTLIST_IN_TENANT,
         around=",\n@hit_viewers,\n@lineage,\n" + _AROUND if around else "",
     )
 
