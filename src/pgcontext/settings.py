@@ -95,7 +95,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         embedding_send_dimensions: ask the server for embeddings of `dimensions` numbers.
         exact_rows: how many messages of a tenant a search goes through one by one; with more the
             HNSW index is asked, where the tenant holds most of it.
-        claim_seconds: how long a worker may hold a message it embeds, and a batch may take.
+        claim_seconds: how long a worker may hold a message it embeds; embedding a batch may take
+            nine tenths of it.
         acquire_seconds: how long to wait for a free connection.
         statement_seconds: how long to wait for a statement.
         connect_seconds: how long to wait for a connection to be made.

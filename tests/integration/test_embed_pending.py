@@ -157,8 +157,10 @@ async def test_no_connection_is_held_while_embedding(make_store: MakeStore) -> N
     assert await embedding == 1
 
 
-async def test_a_claim_that_ran_out_is_another_workers(make_store: MakeStore) -> None:
-    """Who is slower than the claim lasts loses nothing: the first vector that comes is written."""
+async def test_a_claim_that_ran_out_is_another_workers(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Who is held up beyond its claim loses nothing: the first vector that comes is written."""
     begun, go_on = asyncio.Event(), asyncio.Event()
 
     class Waiting(Words):
@@ -167,18 +169,72 @@ async def test_a_claim_that_ran_out_is_another_workers(make_store: MakeStore) ->
             await go_on.wait()
             return await super().embed(texts)
 
-    slow = make_store(embedder=Waiting("slow"), claim_seconds=0.05)
+    slow = make_store(embedder=Waiting("slow"))
     quick = make_store(embedder=Words("quick"))
     context_id = await owe(slow, users(3))
     working = asyncio.create_task(slow.embed_pending())
     await begun.wait()
     assert await quick.embed_pending() == 0
-    await asyncio.sleep(0.1)
+    await ripen(connection)
     assert await quick.embed_pending(limit=2) == 2
     go_on.set()
     assert await working == 1
     models = [message.embedding_model for message in await quick.history(context_id)]
     assert sorted(filter(None, models)) == ["quick", "quick", "slow"]
+
+
+async def test_a_worker_stops_before_its_claim_ends(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Also where it waits long for a single message: it gives back what is still its own."""
+    embedder = Words(seconds=60)
+    store = make_store(embedder=embedder, claim_seconds=3.0, embedding_seconds=30.0)
+    await owe(store, users(3))
+    loop = asyncio.get_running_loop()
+    async with connection.transaction():  # holds up the claim itself
+        await connection.execute("LOCK TABLE messages IN EXCLUSIVE MODE")
+        begun = loop.time()
+        working = asyncio.create_task(store.embed_pending())
+        await asyncio.sleep(0.5)
+    with pytest.raises(EmbeddingError, match=r"did not answer within [12]\.\d s"):
+        await working
+    assert loop.time() - begun < 3.0
+    assert len(embedder.asked) == 1
+    assert 50 < await seconds_until_due(connection) <= 60
+
+
+async def test_who_lost_its_claim_gives_nothing_back(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """The messages are another worker's then: a third would embed and pay for them again."""
+    begun, fail, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    class Failing(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            begun.set()
+            await fail.wait()
+            raise ConnectionError(len(texts))
+
+    class Waiting(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            begun.set()
+            await go_on.wait()
+            return await super().embed(texts)
+
+    slow, quick = make_store(embedder=Failing()), make_store(embedder=Waiting())
+    await owe(slow, users(3))
+    failing = asyncio.create_task(slow.embed_pending())
+    await begun.wait()
+    begun.clear()
+    await ripen(connection)
+    working = asyncio.create_task(quick.embed_pending())
+    await begun.wait()
+    fail.set()
+    with pytest.raises(EmbeddingError):
+        await failing
+    assert await seconds_until_due(connection) > 250
+    go_on.set()
+    assert await working == 3
 
 
 async def test_what_is_erased_while_it_is_embedded_stays_erased(
@@ -310,6 +366,28 @@ async def test_any_number_of_refused_texts_hold_up_no_other(
     assert await store.embed_pending(limit=100) == 30
     assert await owed(connection) == ["poison"] * 250
     assert await seconds_until_due(connection) > 250
+
+
+async def test_a_greeting_is_sent_once_for_a_batch(make_store: MakeStore) -> None:
+    """A larger part that fails right after it says nothing new, and each costs."""
+    embedder = Words(refuses={"poison"})
+    store = make_store(embedder=embedder)
+    await owe(store, [user("poison")] * limits.EMBED_REFUSED_MESSAGES_MAX * 2)
+    assert await store.embed_pending() == 0
+    assert embedder.asked.count(["Hello"]) == 1
+
+
+async def test_texts_are_not_to_blame_where_a_greeting_is_refused_too(
+    make_store: MakeStore, connection: asyncpg.Connection
+) -> None:
+    """Whatever their age, they are due again in a minute, like all that was not tried."""
+    store = make_store(embedder=Words(refuses={"poison", "Hello"}))
+    await owe(store, [user("poison")] * limits.EMBED_REFUSED_MESSAGES_MAX * 2)
+    await connection.execute("UPDATE messages SET created_at = now() - interval '30 days'")
+    with pytest.raises(EmbeddingError):
+        await store.embed_pending()
+    latest = await connection.fetchval("SELECT max(embed_after) - now() FROM messages")
+    assert latest <= timedelta(seconds=limits.EMBED_RETRY_SECONDS)
 
 
 async def test_a_server_that_is_away_is_no_texts_fault(

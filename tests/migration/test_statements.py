@@ -59,7 +59,7 @@ API_KEY: Final = {
 # What the others return, and what makes no model of it looks at.
 OTHERS: Final = {
     "APPEND": {"base": "int8", "created_at": "timestamptz"},
-    "EMBED_CLAIM": {"id": "uuid", "content": "text"},
+    "EMBED_CLAIM": {"id": "uuid", "content": "text", "embed_after": "timestamptz"},
     "EMBED_FILL": {"messages": "int8"},
     "EMBED_OTHERS": {
         "id": "uuid",

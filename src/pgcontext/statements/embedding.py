@@ -9,7 +9,8 @@ from typing import Final, LiteralString
 from pgcontext.statements.fragments import compose
 
 # $2 messages at most, $3 seconds for which they are the worker's own, $4 bytes of content at which
-# no further one is taken. Returns id and content of what was claimed; no row: nothing is due.
+# no further one is taken. Returns id and content of what was claimed, and until when, which is the
+# same for all; no row: nothing is due.
 #
 # Along messages_pending_idx, the longest owed first, also what is hidden: it may be restored. What
 # another worker is claiming at this moment is locked, and skipped. Only rows without an embedding
@@ -33,7 +34,7 @@ UPDATE @messages AS m
 SET embed_after = now() + make_interval(secs => $3)
 FROM measured
 WHERE measured.bytes_before < $4::bigint AND m.tenant_id = $1 AND m.id = measured.id
-RETURNING m.id, m.content
+RETURNING m.id, m.content, m.embed_after
 """)
 
 # $2 a JSON array of id and embedding, $3 their model. Returns how many were written. A message that
@@ -54,15 +55,16 @@ WITH filled AS (
 SELECT count(*) FILTER (WHERE filled.is_embedded) AS messages FROM filled
 """)
 
-# $2 ids, $3 and $4 seconds. Gives claimed messages back: claimable again after as long as they have
-# existed, but $3 at least and $4 at most. So what fails again and again is tried ever more seldom.
+# $2 ids, $3 until when they are claimed, $4 and $5 seconds. Gives claimed messages back: claimable
+# again after as long as they have existed, but $4 at least and $5 at most. So what fails again and
+# again is tried ever more seldom. What another worker claimed since is not touched.
 EMBED_RELEASE: Final[LiteralString] = compose("""
 -- pgcontext.embed_release
 UPDATE @messages AS m
 SET embed_after = now() + least(
-    greatest(now() - m.created_at, make_interval(secs => $3)), make_interval(secs => $4)
+    greatest(now() - m.created_at, make_interval(secs => $4)), make_interval(secs => $5)
 )
-WHERE m.tenant_id = $1 AND m.id = ANY ($2::text[]::uuid[]) AND m.embed_after IS NOT NULL
+WHERE m.tenant_id = $1 AND m.id = ANY ($2::text[]::uuid[]) AND m.embed_after = $3::timestamptz
 """)
 
 # Returns how many embeddings are owed: `due` now, and `later`. messages_pending_idx alone.

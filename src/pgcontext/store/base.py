@@ -179,7 +179,7 @@ class StoreBase:
             raise
         except Exception as error:
             if bound.expired():
-                msg = f"The embedder did not answer within {max(0, seconds):.3g} s."
+                msg = f"The embedder did not answer within {max(0, seconds):,.1f} s."
                 raise EmbeddingError(msg, retryable=True) from None
             # Its own words may quote the text.
             msg = f"The embedder failed ({type(error).__name__})."
@@ -189,12 +189,17 @@ class StoreBase:
             raise EmbeddingError(msg)
         return made
 
-    def _job_seconds(self) -> float:
+    def _job_seconds(self, spent: float = 0.0) -> float:
         """Return how long embedding a batch may take where nobody waits for the single message.
 
-        As long as it is claimed, since another worker may take it then.
+        Not quite as long as it is claimed: another worker may take it then, and what comes has to
+        be written before.
+
+        Args:
+            spent: how many seconds of the claim are over.
         """
-        return share_of_time(max(self._settings.claim_seconds, self._settings.embedding_seconds))
+        seconds = self._settings.claim_seconds * limits.EMBED_CLAIM_SHARE - spent
+        return share_of_time(max(0.0, seconds))
 
     def _embedding_model(self) -> str | None:
         if self._embedder is not None:

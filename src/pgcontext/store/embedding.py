@@ -23,6 +23,7 @@ from pgcontext.store.base import Rows, StoreBase, has_meaning
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
+    from datetime import datetime
 
     from pgcontext.embedding import Embedder
 
@@ -36,9 +37,16 @@ logger: Final = logging.getLogger("pgcontext")
 _ABOUT_THE_TEXT: Final = frozenset({None, 400, 413, 422})
 # What a server answers that chokes on a text, and also one that is broken.
 _CHOKED: Final = frozenset({424, 500})
+# How many texts are tried alone to see whether a server is away: not one, which may be the very one
+# that it can't do, and few, since each costs its attempts where it is away.
 _TRIES: Final = 2
-_HARMLESS: Final = "Hello"
+# How many where it rather chokes: more, since several may be to blame, and no more than may be put
+# off as refused without one that was taken.
 _CHOKED_TRIES: Final = limits.EMBED_REFUSED_MESSAGES_MAX
+# At least and at most so long until what failed, but is not to blame, is tried again.
+_RETRY: Final = (limits.EMBED_RETRY_SECONDS, limits.EMBED_RETRY_SECONDS)
+# Short, in any model's vocabulary, and about nothing that a filter of contents could refuse.
+_HARMLESS: Final = "Hello"
 
 
 class Outcome(NamedTuple):
@@ -73,7 +81,6 @@ class _Asking:
         self._end = time.monotonic() + seconds
         self.vectors: dict[int, str] = {}
 
-    @property
     def is_over(self) -> bool:
         return time.monotonic() >= self._end
 
@@ -114,7 +121,7 @@ async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome
         try:
             await asking.ask(batch)
         except ContextStoreError as error:
-            if _is_everybodys(error) or asking.is_over:
+            if _is_everybodys(error) or asking.is_over():
                 return Outcome(vectors, refused, error)
             failures += error.retryable
             if failures > limits.EMBED_FAILURES_COUNT_MAX:
@@ -125,9 +132,10 @@ async def embed_texts(embed: Embed, texts: list[str], seconds: float) -> Outcome
                     return Outcome(vectors, refused + guilty, error)
             if len(batch) == 1:
                 refused += batch
-            doubtful = not vectors and len(refused) == limits.EMBED_REFUSED_MESSAGES_MAX
-            if doubtful and not await asking.takes_anything():
-                return Outcome(vectors, refused, error)
+                doubtful = not vectors and len(refused) == limits.EMBED_REFUSED_MESSAGES_MAX
+                if doubtful and not await asking.takes_anything():
+                    # It isn't the texts, unless there was no time left to ask.
+                    return Outcome(vectors, refused if asking.is_over() else [], error)
             waiting += _halves(batch, vectors)
         else:
             failures, settled = 0, len(refused)
@@ -162,7 +170,7 @@ async def _guilty_of_all(
         with suppress(ContextStoreError):
             await asking.ask([place])
             return None
-    return alone if choked and not asking.is_over else []
+    return alone if choked and not asking.is_over() else []
 
 
 def _is_everybodys(error: ContextStoreError) -> bool:
@@ -185,9 +193,10 @@ class EmbeddingMethods(StoreBase):
     async def embed_pending(self, *, limit: int = 100) -> int:
         """Embed messages whose embedding is owed, the longest owed first; return how many were.
 
-        Safe to run many at once: each claims messages of its own, for `PGCONTEXT_CLAIM_SECONDS`.
-        Who dies loses the claim, and another finishes. No connection is held while embedding. Two
-        statements a batch; a third gives back what the embedder did not take.
+        Safe to run many at once: each claims messages of its own, for `PGCONTEXT_CLAIM_SECONDS`,
+        and stops a little before that. Who dies loses the claim, and another finishes. No
+        connection is held while embedding. Two statements a batch; more give back what the embedder
+        did not take.
 
         0 means that nothing is due. A text that the embedder refuses by itself holds up no other;
         it is tried again ever more seldom, at least once a day. A blank one owes nothing.
@@ -205,6 +214,7 @@ class EmbeddingMethods(StoreBase):
         embedder = required(self.embedder)
         filled = 0
         while filled < limit:
+            asked_at = time.monotonic()  # no later than the claim's own moment
             claimed, _ = await self._fetch(
                 statements.EMBED_CLAIM,
                 min(limit - filled, limits.EMBED_BATCH_MESSAGES_MAX),
@@ -213,7 +223,7 @@ class EmbeddingMethods(StoreBase):
             )
             if not claimed:
                 break
-            written, error = await self._embed_claimed(embedder, claimed)
+            written, error = await self._embed_claimed(embedder, claimed, asked_at)
             filled += written
             if error is not None and not filled:
                 raise error
@@ -222,36 +232,38 @@ class EmbeddingMethods(StoreBase):
         return filled
 
     async def _embed_claimed(
-        self, embedder: Embedder, claimed: Rows
+        self, embedder: Embedder, claimed: Rows, asked_at: float
     ) -> tuple[int, ContextStoreError | None]:
         """Embed what was claimed and write it; give back the rest. Return how many, and why not."""
+        until = claimed[0]["embed_after"]
+        seconds = self._job_seconds(time.monotonic() - asked_at)
         texts = {str(row["id"]): row["content"] for row in claimed if has_meaning(row["content"])}
         ids, blank = list(texts), {str(row["id"]) for row in claimed} - texts.keys()
         try:
             outcome = await embed_texts(
-                partial(self._embedded, embedder), list(texts.values()), self._job_seconds()
+                partial(self._embedded, embedder), list(texts.values()), seconds
             )
         except asyncio.CancelledError:
             with suppress(ContextStoreError):  # then the claim runs out
-                await self._release(ids, 0, 0)
+                await self._release(ids, until, 0, 0)
             raise
         made = {ids[place]: vector for place, vector in outcome.vectors.items()}
         try:
             written = await self._fill(made | dict.fromkeys(blank), embedder.model)
         except ContextStoreError:
             with suppress(ContextStoreError):
-                await self._release(ids, limits.EMBED_RETRY_SECONDS, limits.EMBED_RETRY_SECONDS)
+                await self._release(ids, until, *_RETRY)
             raise
         refused = [ids[place] for place in outcome.refused]
         untried = texts.keys() - made.keys() - set(refused)
         if refused:
             logger.warning("the embedder refused messages: %d", len(refused))
             await self._release(
-                refused, self._settings.claim_seconds, limits.EMBED_BACKOFF_SECONDS_MAX
+                refused, until, self._settings.claim_seconds, limits.EMBED_BACKOFF_SECONDS_MAX
             )
         if untried:
             logger.warning("embedding failed; messages for later: %d", len(untried))
-            await self._release(untried, limits.EMBED_RETRY_SECONDS, limits.EMBED_RETRY_SECONDS)
+            await self._release(untried, until, *_RETRY)
         return written, outcome.error
 
     async def _fill(self, vectors: dict[str, str | None], model: str) -> int:
@@ -263,9 +275,11 @@ class EmbeddingMethods(StoreBase):
         # After a lost reply nothing is owed any more: it was the first try that wrote them.
         return sum(map(bool, vectors.values())) if retried else found[0]["messages"]
 
-    async def _release(self, ids: Iterable[str], least: float, most: float) -> None:
-        """Give claimed messages back, claimable again after so many seconds."""
-        await self._fetch(statements.EMBED_RELEASE, list(ids), least, most)
+    async def _release(
+        self, ids: Iterable[str], until: datetime, least: float, most: float
+    ) -> None:
+        """Give messages back that are claimed until then, claimable after so many seconds."""
+        await self._fetch(statements.EMBED_RELEASE, list(ids), until, least, most)
 
 
 def required(embedder: Embedder | None) -> Embedder:
