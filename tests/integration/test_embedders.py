@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import inspect
 import logging
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from queue import Queue
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,7 +38,7 @@ from tests.support.embedding_server import EmbeddingServer, Reply, vector_of
 from tests.support.modules import HEAVY, loaded_by, without_packages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
     from pathlib import Path
 
     import asyncpg
@@ -232,6 +234,25 @@ async def test_an_embedder_of_yours_is_bounded_too(make_store: MakeStore) -> Non
     assert caught.value.retryable
 
 
+async def test_a_long_wait_is_written_out(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seconds read as a number, not as a power of ten."""
+    loop = asyncio.get_running_loop()
+    now = loop.time
+
+    class Waiting(Words):
+        async def embed(self, texts: list[str]) -> list[list[float]]:
+            monkeypatch.setattr(loop, "time", lambda: now() + 2_000)
+            await asyncio.sleep(60)
+            return await super().embed(texts)
+
+    store = make_store(embedder=Waiting(), embedding_seconds=1_000.0)
+    with pytest.raises(EmbeddingError, match=r"within 1,000\.0 s"):
+        await store.search("apples", mode="vector")
+    monkeypatch.undo()
+
+
 async def test_a_job_may_take_as_long_as_its_claim(make_store: MakeStore) -> None:
     """Nobody waits for it, so a model that is slow for a message at once is used for many later."""
     store = make_store(embedder=Words(seconds=0.3), embedding_seconds=0.1)
@@ -353,6 +374,29 @@ async def test_who_waits_for_a_function_keeps_no_thread() -> None:
         go_on.set()
     assert await asyncio.gather(*waiting) == [[vector_of("a")], [vector_of("b")]]
     assert asked == ["a", "b"]
+
+
+async def test_a_coroutine_that_is_made_too_late_is_closed() -> None:
+    """Where the loop has no thread left, that is after somebody gave up; it is never run."""
+    go_on = threading.Event()
+    made: Queue[Coroutine[Any, Any, list[list[float]]]] = Queue()
+
+    def encode(texts: list[str]) -> Coroutine[Any, Any, list[list[float]]]:
+        made.put(coroutine := _encode("p", texts))
+        return coroutine
+
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    busy = asyncio.create_task(asyncio.to_thread(go_on.wait, 10))
+    await asyncio.sleep(0.05)
+    try:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(CallableEmbedder("mine", encode).embed(["a"]), 0.05)
+    finally:
+        go_on.set()
+    await busy
+    coroutine = await asyncio.to_thread(made.get, timeout=5)
+    await asyncio.sleep(0.05)
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 async def test_a_function_that_hangs_takes_one_thread(make_store: MakeStore) -> None:

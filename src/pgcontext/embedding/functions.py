@@ -56,7 +56,11 @@ class CallableEmbedder:
         call.add_done_callback(partial(_ended, turn))
         # Who gives up here leaves the thread to itself, with its turn: a function that hangs would
         # take one thread after another otherwise, until the loop has none for anything else.
-        await asyncio.wait([call])
+        try:
+            await asyncio.wait([call])
+        except asyncio.CancelledError:
+            call.add_done_callback(_unwanted)
+            raise
         made = call.result()
         return await made if inspect.isawaitable(made) else made
 
@@ -73,6 +77,13 @@ class CallableEmbedder:
         # A coroutine function only makes its coroutine here. Other loops have turns of their own.
         with self._one_at_a_time:
             return self._function(texts)
+
+
+def _unwanted(call: asyncio.Future[Vectors | Awaitable[Vectors]]) -> None:
+    """Close a coroutine that was made when nobody waited for it any more: it is never run."""
+    made = None if call.cancelled() or call.exception() else call.result()
+    if inspect.iscoroutine(made):
+        made.close()
 
 
 def _ended(turn: asyncio.Lock, call: asyncio.Future[Vectors | Awaitable[Vectors]]) -> None:
