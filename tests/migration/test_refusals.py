@@ -134,6 +134,25 @@ def test_objects_that_depend_on_the_tables_are_kept(database_url: str) -> None:
     assert migrate.status(settings=settings).state == "current"
 
 
+def test_only_what_depends_on_a_column_is_called_so(database_url: str) -> None:
+    """PostgreSQL has one SQLSTATE for that and for all else that it can't do."""
+    execute(database_url, "CREATE VIEW shown AS SELECT embedding_model FROM messages")
+
+    def refused(statement: str) -> str:
+        with pytest.raises(ContextStoreError, match="0A000") as caught:
+            run(
+                lambda connection: connection.exec_driver_sql(statement),
+                settings_of(database_url),
+            )
+        return str(caught.value)
+
+    depends = "of your own depend on pgcontext's tables"
+    assert depends in refused("ALTER TABLE messages ALTER COLUMN embedding_model TYPE varchar")
+    other = refused("SELECT count(*) FROM messages FOR UPDATE")
+    assert other.startswith("The database refused")
+    assert depends not in other
+
+
 def extension_path(url: str, path: Path | str) -> None:
     """Let the server look for extensions elsewhere in this database; PostgreSQL 18 can do that."""
     name = url.partition("?")[0].rpartition("/")[2]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -40,7 +41,9 @@ logger: Final = logging.getLogger("pgcontext.migrate")
 INSUFFICIENT_PRIVILEGE: Final = "42501"
 LOCK_NOT_AVAILABLE: Final = "55P03"
 DEPENDENT_OBJECTS: Final = "2BP01"
-FEATURE_NOT_SUPPORTED: Final = "0A000"  # such as another type for a column that a view shows
+FEATURE_NOT_SUPPORTED: Final = "0A000"
+# Such as another type for a column that a view shows, or a policy names.
+_OTHER_TYPE: Final = re.compile(r"\s*ALTER TABLE\b.*\bTYPE\b", re.DOTALL)
 WATCH_SECONDS: Final = 0.5
 ALONE: Final = "hashtextextended('pgcontext indexes', 0)"
 
@@ -67,7 +70,6 @@ REFUSALS: Final = {
         "that owns them",
     ),
     DEPENDENT_OBJECTS: _DEPENDENTS,
-    FEATURE_NOT_SUPPORTED: _DEPENDENTS,
 }
 EXTENSION_REFUSAL: Final = _Refusal(
     ConfigError,
@@ -249,6 +251,8 @@ def _refusal(error: DBAPIError) -> ContextStoreError:
         return UnavailableError("The connection to the database was lost; run this again.")
     if (error.statement or "").lstrip().startswith("CREATE EXTENSION"):
         refusal = EXTENSION_REFUSAL
+    elif sqlstate == FEATURE_NOT_SUPPORTED and _OTHER_TYPE.match(error.statement or ""):
+        refusal = _DEPENDENTS
     elif sqlstate in REFUSALS:
         refusal = REFUSALS[sqlstate]
     else:
