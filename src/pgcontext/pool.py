@@ -13,6 +13,7 @@ import functools
 import logging
 import os
 import random
+import re
 import ssl
 import time
 from contextlib import contextmanager
@@ -50,6 +51,11 @@ logger: Final = logging.getLogger("pgcontext")
 statement_logger: Final = logging.getLogger("pgcontext.statement")
 
 CACHED_STATEMENTS_MAX: Final = 100
+_UNSENT: Final = re.compile(
+    r"invalid input for query argument (\$\d+): .*?"
+    r"(?: \((value out of \w+ range|expected \w+, got \w+)\))?",
+    re.DOTALL,
+)
 
 
 class UniqueViolationError(Exception):
@@ -371,7 +377,7 @@ def translate(error: Exception) -> ContextStoreError:
     sqlstate = getattr(error, "sqlstate", None)
     if isinstance(error, asyncpg.DataError) and error.severity is None:
         # The driver's own, of an argument that it can't encode; a severity has what a server said.
-        return InvalidInputError("A value is none that the database can take; nothing was sent.")
+        return InvalidInputError(_unsent(str(error)))
     if isinstance(error, asyncpg.PostgresError) and sqlstate:
         return from_sqlstate(sqlstate)
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -385,6 +391,17 @@ def translate(error: Exception) -> ContextStoreError:
             "connection with PGCONTEXT_TLS=disable."
         )
     return UnavailableError("The connection to the database failed.")
+
+
+def _unsent(words: str) -> str:
+    """Say which argument the driver can't encode, and why where its words don't quote the value."""
+    known = _UNSENT.fullmatch(words)
+    place = f"Argument {known[1]}" if known else "An argument"
+    why = f" ({known[2]})" if known and known[2] else ""
+    return (
+        f"{place} of the statement cannot be encoded{why}; nothing was sent: give a value of the "
+        "type that PostgreSQL has there, within its range."
+    )
 
 
 def _speechless(error: Exception) -> Exception | None:

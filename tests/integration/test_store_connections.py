@@ -113,14 +113,23 @@ async def test_a_statement_that_takes_too_long_is_given_up(
 async def test_a_value_that_the_driver_cannot_send_is_not_taken_for_another_length(
     store: ContextStore,
 ) -> None:
-    """It says so in its own words, which don't quote the value; the connection is good still."""
-    with pytest.raises(InvalidInputError, match="nothing was sent") as caught:
-        await store._pool.fetch("-- pgcontext.probe\nSELECT $1::integer", 2**40)
+    """It says which one and what is taken, and doesn't quote it; the connection is good still."""
+    sentence = r"Argument \$2 .*\(value out of int32 range\); nothing was sent: give"
+    with pytest.raises(InvalidInputError, match=sentence) as caught:
+        await store._pool.fetch("-- pgcontext.probe\nSELECT $1::text, $2::integer", "a", 2**40)
     assert type(caught.value) is InvalidInputError
     assert str(2**40) not in str(caught.value)
     assert caught.value.__cause__ is None
     assert caught.value.__suppress_context__
     await store.create()
+
+
+async def test_what_the_driver_says_of_a_value_is_not_repeated(store: ContextStore) -> None:
+    """Where its reason may quote the value, only the place is said."""
+    with pytest.raises(InvalidInputError, match=r"Argument \$1 of") as caught:
+        await store._pool.fetch("-- pgcontext.probe\nSELECT $1::uuid", "secret (expected a, got b)")
+    assert "secret" not in str(caught.value)
+    assert "expected" not in str(caught.value)
 
 
 async def test_a_connection_that_breaks_before_the_work_is_done_is_made_good(
