@@ -92,7 +92,6 @@ EMBED_BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 EMBED_LOOKED_AT_MESSAGES_MAX: Final = 5_000
 EMBED_REFUSED_MESSAGES_MAX: Final = 5
 EMBED_FAILURES_COUNT_MAX: Final = 10  # in a row, while halving a batch takes eight
-EMBED_CLAIM_SHARE: Final = 0.9  # of a claim, to embed; the rest is for writing what came
 EMBED_RETRY_SECONDS: Final = 60.0
 EMBED_BACKOFF_SECONDS_MAX: Final = 86_400.0
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Rows = list[Any]
 
 NIL_TENANT: Final = UUID(int=0)
+_SHARE_OF_CLAIM: Final = 0.9  # for embedding; the rest is for writing what came
 
 
 class StoreBase:
@@ -198,7 +199,7 @@ class StoreBase:
         Args:
             spent: how many seconds of the claim are over.
         """
-        seconds = self._settings.claim_seconds * limits.EMBED_CLAIM_SHARE - spent
+        seconds = self._settings.claim_seconds * _SHARE_OF_CLAIM - spent
         return share_of_time(max(0.0, seconds))
 
     def _embedding_model(self) -> str | None:
