@@ -165,7 +165,7 @@ BEGIN
         )
         SELECT max(n.place) FILTER (WHERE n.ordinal <= judged) <= 2 * judged
                AND avg(ln(n.distance / edge.distance)) FILTER (WHERE n.ordinal > judged)
-                   <= -1.0 / 9
+                   <= -1.0 / 10
         FROM nearest AS edge JOIN nearest AS n ON n.ordinal < edge.ordinal
         WHERE edge.ordinal = 400
     );

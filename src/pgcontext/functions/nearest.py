@@ -26,7 +26,7 @@ GRAPH_CANDIDATES: Final = 650
 GRAPH_TUPLES_MAX: Final = 100_000
 GRAPH_FURTHEST_PER_HIT: Final = 2
 GRAPH_CROWD: Final = 400
-GRAPH_LOCAL_DIMENSION_MAX: Final = 9
+GRAPH_LOCAL_DIMENSION_MAX: Final = 10
 GRAPH_CROWD_PER_HIT: Final = 4
 # How many candidates are measured at first, at least and per hit; and how many are known by then,
 # of a large tenant more: it would have to be scanned again for those that follow.
