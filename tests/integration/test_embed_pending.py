@@ -21,7 +21,7 @@ from pgcontext import (
 from pgcontext.embedding import answers
 from tests.support import DIMENSIONS
 from tests.support.chats import axis, contents, user, users
-from tests.support.embedders import Words
+from tests.support.embedders import Waiting, Words
 
 MakeStore = Callable[..., ContextStore]
 OWED = "SELECT content FROM messages WHERE embed_after IS NOT NULL ORDER BY version"
@@ -139,21 +139,14 @@ async def test_many_at_once_embed_each_message_once(
 
 async def test_no_connection_is_held_while_embedding(make_store: MakeStore) -> None:
     """With a single connection, others read and write while an embedder takes its time."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    class Waiting(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            begun.set()
-            await go_on.wait()
-            return await super().embed(texts)
-
-    store = make_store(embedder=Waiting(), pool_size=1, acquire_seconds=5.0)
+    embedder = Waiting()
+    store = make_store(embedder=embedder, pool_size=1, acquire_seconds=5.0)
     context_id = await owe(store, user("a"))
     embedding = asyncio.create_task(store.embed_pending())
-    await begun.wait()
+    await embedder.begun.wait()
     await store.append(context_id, user("b"), embed=False)
     assert contents(await store.history(context_id)) == ["a", "b"]
-    go_on.set()
+    embedder.go_on.set()
     assert await embedding == 1
 
 
@@ -161,23 +154,16 @@ async def test_a_claim_that_ran_out_is_another_workers(
     make_store: MakeStore, connection: asyncpg.Connection
 ) -> None:
     """Who is held up beyond its claim loses nothing: the first vector that comes is written."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    class Waiting(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            begun.set()
-            await go_on.wait()
-            return await super().embed(texts)
-
-    slow = make_store(embedder=Waiting("slow"))
+    embedder = Waiting("slow")
+    slow = make_store(embedder=embedder)
     quick = make_store(embedder=Words("quick"))
     context_id = await owe(slow, users(3))
     working = asyncio.create_task(slow.embed_pending())
-    await begun.wait()
+    await embedder.begun.wait()
     assert await quick.embed_pending() == 0
     await ripen(connection)
     assert await quick.embed_pending(limit=2) == 2
-    go_on.set()
+    embedder.go_on.set()
     assert await working == 1
     models = [message.embedding_model for message in await quick.history(context_id)]
     assert sorted(filter(None, models)) == ["quick", "quick", "slow"]
@@ -188,7 +174,7 @@ async def test_a_worker_stops_before_its_claim_ends(
 ) -> None:
     """Also where it waits long for a single message: it gives back what is still its own."""
     embedder = Words(seconds=60)
-    store = make_store(embedder=embedder, claim_seconds=3.0, embedding_seconds=30.0)
+    store = make_store(embedder=embedder, claim_seconds=5.0, embedding_seconds=30.0)
     await owe(store, users(3))
     loop = asyncio.get_running_loop()
     async with connection.transaction():  # holds up the claim itself
@@ -196,9 +182,9 @@ async def test_a_worker_stops_before_its_claim_ends(
         begun = loop.time()
         working = asyncio.create_task(store.embed_pending())
         await asyncio.sleep(0.5)
-    with pytest.raises(EmbeddingError, match=r"did not answer within [12]\.\d s"):
+    with pytest.raises(EmbeddingError, match=r"did not answer within [1-4]\.\d s"):
         await working
-    assert loop.time() - begun < 3.0
+    assert loop.time() - begun < 5.0
     assert len(embedder.asked) == 1
     assert 50 < await seconds_until_due(connection) <= 60
 
@@ -207,33 +193,24 @@ async def test_who_lost_its_claim_gives_nothing_back(
     make_store: MakeStore, connection: asyncpg.Connection
 ) -> None:
     """The messages are another worker's then: a third would embed and pay for them again."""
-    begun, fail, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
-    class Failing(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            begun.set()
-            await fail.wait()
-            raise ConnectionError(len(texts))
+    def fail() -> None:
+        raise ConnectionError
 
-    class Waiting(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            begun.set()
-            await go_on.wait()
-            return await super().embed(texts)
-
-    slow, quick = make_store(embedder=Failing()), make_store(embedder=Waiting())
+    first, second = Waiting(), Waiting()
+    first.before = fail
+    slow, quick = make_store(embedder=first), make_store(embedder=second)
     await owe(slow, users(3))
     failing = asyncio.create_task(slow.embed_pending())
-    await begun.wait()
-    begun.clear()
+    await first.begun.wait()
     await ripen(connection)
     working = asyncio.create_task(quick.embed_pending())
-    await begun.wait()
-    fail.set()
+    await second.begun.wait()
+    first.go_on.set()
     with pytest.raises(EmbeddingError):
         await failing
     assert await seconds_until_due(connection) > 250
-    go_on.set()
+    second.go_on.set()
     assert await working == 3
 
 
@@ -241,20 +218,13 @@ async def test_what_is_erased_while_it_is_embedded_stays_erased(
     make_store: MakeStore, connection: asyncpg.Connection
 ) -> None:
     """No vector comes back to a message that was forgotten meanwhile."""
-    begun, go_on = asyncio.Event(), asyncio.Event()
-
-    class Waiting(Words):
-        async def embed(self, texts: list[str]) -> list[list[float]]:
-            begun.set()
-            await go_on.wait()
-            return await super().embed(texts)
-
-    store = make_store(embedder=Waiting())
+    embedder = Waiting()
+    store = make_store(embedder=embedder)
     context_id = await owe(store, [user("forget"), user("keep")])
     embedding = asyncio.create_task(store.embed_pending())
-    await begun.wait()
+    await embedder.begun.wait()
     await store.erase(context_id, 1)
-    go_on.set()
+    embedder.go_on.set()
     assert await embedding == 1
     rows = await connection.fetch("SELECT embedding IS NULL AS bare FROM messages ORDER BY version")
     assert [row["bare"] for row in rows] == [True, False]

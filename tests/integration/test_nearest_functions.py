@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import asyncpg
 
 JUDGED = 10
@@ -17,7 +19,7 @@ CLOSE = np.linspace(0.1, 0.12, JUDGED)
 async def depth(
     connection: asyncpg.Connection,
     apart: list[int],
-    distances: list[float | None],
+    distances: Sequence[float | None],
     *,
     complete: bool = True,
 ) -> int:
@@ -28,7 +30,9 @@ async def depth(
     return found
 
 
-async def stands_out(connection: asyncpg.Connection, distances: list[float | None]) -> bool | None:
+async def stands_out(
+    connection: asyncpg.Connection, distances: Sequence[float | None]
+) -> bool | None:
     """Whether a graph that found these is believed."""
     found: bool | None = await connection.fetchval(
         "SELECT pgcontext_stands_out($1, $2)", distances, JUDGED
@@ -113,7 +117,7 @@ async def test_what_is_at_no_distance_is_passed_over(connection: asyncpg.Connect
     ],
 )
 async def test_a_graph_is_believed_that_went_where_it_thins_out(
-    connection: asyncpg.Connection, distances: list[float | None], *, believed: bool | None
+    connection: asyncpg.Connection, distances: Sequence[float | None], *, believed: bool | None
 ) -> None:
     """The best first, and few that are nearly as near; anything else is for the scan."""
     assert await stands_out(connection, distances) is believed

@@ -59,6 +59,20 @@ class Words:
         return [round(chance.gauss(0, 1), 4) for _ in range(self.dimensions)]
 
 
+class Waiting(Words):
+    """An embedder that takes its time: a call has `begun`, and ends when it may `go_on`."""
+
+    def __init__(self, model: str = "words") -> None:
+        super().__init__(model)
+        self.begun, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def embed(self, texts: list[str]) -> list[list[float]]:
+        """Embed texts, when told to."""
+        self.begun.set()
+        await self.go_on.wait()
+        return await super().embed(texts)
+
+
 class Constant(Words):
     """An embedder to which all texts are one.
 
