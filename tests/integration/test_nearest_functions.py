@@ -92,7 +92,7 @@ async def test_what_is_at_no_distance_is_passed_over(connection: asyncpg.Connect
     """It counts among those measured, and never among the best."""
     apart, distances = along_a_line(800, spread=0.01)
     zeros: list[float | None] = [None] * 20
-    assert await depth(connection, apart, zeros + distances[20:200]) in range(200, 800)
+    assert await depth(connection, apart, [*zeros, *distances[20:200]]) in range(200, 800)
     assert await depth(connection, apart, [None] * 200) > 200
     crowd = [*CLOSE, *np.linspace(0.2, 0.9, 500)]
     assert await stands_out(connection, [*crowd, *zeros])
