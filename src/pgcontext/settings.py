@@ -43,8 +43,11 @@ BASE_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~-]+)*")
 _DECIMAL: Final = r"[0-9]{1,6}(\.[0-9]+)?"
 LANGUAGE_NAME: Final = re.compile(r"[a-z_]{1,63}")
 SCHEMA_NAME: Final = re.compile(r"[a-z_][a-z0-9_]{0,62}")
-# What PostgreSQL stores as text, and an index as a key.
+# What PostgreSQL stores as text, and an index as a key; and that in words.
 MODEL_NAME: Final = re.compile(rf"[^\0\ud800-\udfff]{{1,{limits.MODEL_CHARS_MAX}}}")
+MODEL_NAME_RULE: Final = (
+    f"1 to {limits.MODEL_CHARS_MAX} characters that are valid Unicode, and no NUL"
+)
 # What is said to an embedding server, and to nothing else.
 _OF_A_SERVER: Final = ("embedding_url", "embedding_key", "embedding_send_dimensions")
 _BOUNDED_SECONDS: Final = (
@@ -261,11 +264,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.embedder not in EMBEDDERS:
             raise ConfigError(f"PGCONTEXT_EMBEDDER must be one of: {', '.join(EMBEDDERS)}.")
         if self.embedding_model is not None and not MODEL_NAME.fullmatch(self.embedding_model):
-            msg = (
-                f"PGCONTEXT_EMBEDDING_MODEL must have 1 to {limits.MODEL_CHARS_MAX} characters "
-                "that are valid Unicode, and no NUL."
-            )
-            raise ConfigError(msg)
+            raise ConfigError(f"PGCONTEXT_EMBEDDING_MODEL must have {MODEL_NAME_RULE}.")
         if self.embedder == "http":
             self._check_server()
         if self.embedder != "local":

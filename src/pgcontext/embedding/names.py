@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from pgcontext import limits
 from pgcontext.errors import ConfigError
-from pgcontext.settings import MODEL_NAME
+from pgcontext.settings import MODEL_NAME, MODEL_NAME_RULE
 
 
 def model_name(value: object) -> str:
@@ -15,8 +14,4 @@ def model_name(value: object) -> str:
     """
     if isinstance(value, str) and MODEL_NAME.fullmatch(value):
         return value
-    msg = (
-        f"An embedding model's name is text of 1 to {limits.MODEL_CHARS_MAX} characters that are "
-        "valid Unicode, and no NUL."
-    )
-    raise ConfigError(msg)
+    raise ConfigError(f"An embedding model's name is text of {MODEL_NAME_RULE}.")

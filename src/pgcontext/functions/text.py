@@ -263,13 +263,13 @@ _VALUES: Final = {
     "humps": _HUMPS,
     "cut": _CUT,
     "spaces": " " * len(_CUT),
-    "chars": str(TEXT_SEARCH_CHARS_MAX),
-    "folded_chars": str(TEXT_FOLDED_CHARS_MAX),
-    "compounds_chars": str(TEXT_COMPOUNDS_CHARS_MAX),
-    "compound_chars": str(TEXT_COMPOUND_CHARS_MAX),
-    "query_words": str(TEXT_QUERY_WORDS_MAX),
-    "phrases": str(TEXT_PHRASES_MAX),
-    "phrase_chars": str(TEXT_PHRASE_CHARS_MAX),
+    "chars": TEXT_SEARCH_CHARS_MAX,
+    "folded_chars": TEXT_FOLDED_CHARS_MAX,
+    "compounds_chars": TEXT_COMPOUNDS_CHARS_MAX,
+    "compound_chars": TEXT_COMPOUND_CHARS_MAX,
+    "query_words": TEXT_QUERY_WORDS_MAX,
+    "phrases": TEXT_PHRASES_MAX,
+    "phrase_chars": TEXT_PHRASE_CHARS_MAX,
 }
 
 

@@ -170,8 +170,8 @@ _SCORED: Final[dict[_Mode, LiteralString]] = {
 scored AS (SELECT rated.*, rated.text_score AS score FROM rated)""",
     # The nearest of all counts 1, the farthest 0, whatever the range of the model's distances;
     # words count by how much of what the query asks for is there, so that an accidental match
-    # stays small.
-    # What has no embedding of this model, or not yet, counts as near as its words rank.
+    # stays small. What has no embedding of this model, or not yet, counts as near as its
+    # words rank.
     "hybrid": """@rated,
 scored AS (
     SELECT rated.*, 0.7 * coalesce(rated.text_score, 0) + 0.3 * CASE
